@@ -83,7 +83,8 @@ class ModelConfig:
   family: str = field("decoder", "model family", one_of("decoder"))
   size: str | None = field(
       None, "name on the size ladder (tfjax.ladder), which sets d_model, "
-      "num_layers and num_heads", one_of(*ladder.LADDER))
+      "num_layers and num_heads", one_of(*ladder.LADDER),
+      affects_result=False)
   d_model: int | None = field(None, "width of the residual stream",
                               at_least(1))
   num_layers: int | None = field(None, "number of blocks", at_least(1))

@@ -1,0 +1,1 @@
+"""What a config will cost: FLOPs, and the budget that follows from it."""

@@ -1,0 +1,107 @@
+"""What a config amounts to: parameters, steps, tokens, epochs and FLOPs.
+
+Known before anything runs, except the length of the training split, which the
+token store tells.
+"""
+
+import dataclasses
+import math
+
+from tfjax import config as config_lib
+from tfjax.cost import flops as flops_lib
+from tfjax.models import transformer
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+  """The size of a run. Tokens are training tokens, FLOPs training FLOPs."""
+
+  params_total: int
+  params_embedding: int
+  params_non_embedding: int
+  params_head: int
+  steps: int
+  batch_tokens: int
+  tokens: int
+  unique_tokens: int
+  epochs: float
+  tokens_per_parameter: float
+  flops: flops_lib.Flops
+
+  @property
+  def flops_total(self) -> float:
+    return self.flops.total
+
+  @property
+  def flops_per_token(self) -> float:
+    return self.flops.total / self.tokens
+
+
+def plan(config: config_lib.ExperimentConfig, train_tokens: int) -> Budget:
+  """Derives a run's size from its config and the training split's length.
+
+  A duration given in anything but steps is rounded up to whole steps.
+
+  Raises:
+    ConfigError: more tokens are asked for than data.max_epochs passes give,
+      or data.unique_tokens is more than there is.
+  """
+  counts = transformer.count_parameters(config.model)
+  per_token = flops_lib.training_flops_per_token(config.model)
+  length = config.model.context_length
+  batch_tokens = config.train.batch_size * length
+  # Training reads whole windows, each with one token more than it predicts.
+  available = max(0, train_tokens - 1) // length * length
+  unique = available
+  if config.data.unique_tokens is not None:
+    unique = -(-config.data.unique_tokens // length) * length
+    if unique > available:
+      raise config_lib.ConfigError(
+          "data.unique_tokens", f"{config.data.unique_tokens:,} is more than "
+          f"the {available:,} tokens of the training split")
+  if not unique:
+    raise config_lib.ConfigError(
+        "model.context_length", f"{length} is longer than the training split "
+        f"of {train_tokens:,} tokens; valid: at most {train_tokens - 1}")
+  wanted, key = _wanted_tokens(
+      config.duration, batch_tokens, unique, counts.total, per_token.total)
+  steps = max(1, math.ceil(wanted / batch_tokens))
+  tokens = steps * batch_tokens
+  epochs = tokens / unique
+  # Rounding up to whole steps may pass the limit by less than one batch.
+  if (tokens - batch_tokens) / unique >= config.data.max_epochs or (
+      wanted > config.data.max_epochs * unique):
+    raise config_lib.ConfigError(
+        f"duration.{key}", f"asks for {tokens:,} tokens, {epochs:.3g} epochs "
+        f"of the {unique:,} that there are; ask for at most "
+        f"{int(config.data.max_epochs * unique):,} tokens, or allow the "
+        f"repetition with data.max_epochs={math.ceil(epochs)}")
+  return Budget(
+      params_total=counts.total,
+      params_embedding=counts.embedding,
+      params_non_embedding=counts.non_embedding,
+      params_head=counts.head,
+      steps=steps,
+      batch_tokens=batch_tokens,
+      tokens=tokens,
+      unique_tokens=min(unique, tokens),
+      epochs=epochs,
+      tokens_per_parameter=tokens / counts.total,
+      flops=per_token * tokens,
+  )
+
+
+def _wanted_tokens(
+    duration: config_lib.DurationConfig, batch_tokens: int, unique: int,
+    params: int, flops_per_token: float) -> tuple[float, str]:
+  """The tokens that the one field that is set asks for, and its name."""
+  tokens_of = {
+      "steps": lambda value: value * batch_tokens,
+      "tokens": lambda value: value,
+      "epochs": lambda value: value * unique,
+      "tokens_per_parameter": lambda value: value * params,
+      "flops": lambda value: value / flops_per_token,
+  }
+  (key, value), = ((name, getattr(duration, name)) for name in tokens_of
+                   if getattr(duration, name) is not None)
+  return tokens_of[key](value), key

@@ -1,0 +1,1 @@
+"""Functional Flax (Linen) modules: (params, tokens) -> logits."""

@@ -1,0 +1,196 @@
+"""Parts that every model shares: parameters with named axes, projections,
+norms, feed-forward, rotary positions. Attention is in attention.py.
+
+Shape letters: B batch, T length, D model width, F feed-forward width,
+N heads, H head width, V vocabulary.
+"""
+
+import functools
+from typing import Callable, Sequence
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from tfjax import config as config_lib
+
+# The closed vocabulary of logical axes. `tfjax.train.sharding` maps each one
+# to a mesh axis; a name that is not here raises where it is used, as Linen
+# itself would silently replicate it.
+PARAMETER_AXES = frozenset(
+    {"vocab", "position", "embed", "heads", "head_dim", "mlp", "layers"})
+ACTIVATION_AXES = frozenset({"batch", "length", "embed", "heads", "mlp"})
+
+
+def parameter(
+    module: nn.Module,
+    name: str,
+    init: Callable[..., Array],
+    shape: Sequence[int],
+    axes: Sequence[str],
+) -> Array:
+  """A parameter whose every dimension has a logical axis."""
+  unknown = [axis for axis in axes if axis not in PARAMETER_AXES]
+  if unknown or len(axes) != len(shape):
+    path = "/".join((*module.path, name))
+    raise ValueError(
+        f"parameter {path} of shape {tuple(shape)} has the axes {tuple(axes)}; "
+        f"each dimension needs one of {sorted(PARAMETER_AXES)}")
+  return module.param(
+      name, nn.with_logical_partitioning(init, tuple(axes)), tuple(shape))
+
+
+def constrain(x: Array, *axes: str | None) -> Array:
+  """Asks for an activation's sharding; a no-op without a mesh."""
+  unknown = [a for a in axes if a is not None and a not in ACTIVATION_AXES]
+  if unknown or len(axes) != x.ndim:
+    raise ValueError(
+        f"an activation of shape {x.shape} has the axes {axes}; each dimension "
+        f"needs one of {sorted(ACTIVATION_AXES)} or None")
+  return nn.with_logical_constraint(x, axes)
+
+
+# --- Projections -------------------------------------------------------------
+
+
+@jax.custom_vjp
+def _cpu_matmul(x_BTD: Array, kernel_DF: Array) -> Array:
+  return jnp.einsum("btd,df->btf", x_BTD, kernel_DF)
+
+
+def _cpu_matmul_forward(x_BTD: Array, kernel_DF: Array):
+  return _cpu_matmul(x_BTD, kernel_DF), (x_BTD, kernel_DF)
+
+
+def _cpu_matmul_backward(residuals, dy_BTF: Array):
+  x_BTD, kernel_DF = residuals
+  dx_BTD = jnp.einsum("btf,df->btd", dy_BTF, kernel_DF)
+  return dx_BTD, weight_gradient(x_BTD, dy_BTF)
+
+
+def weight_gradient(x_BTD: Array, dy_BTF: Array) -> Array:
+  """The D x F gradient of a projection's kernel, in a layout fast on CPUs.
+
+  XLA's CPU backend makes a naive transposed copy of the left operand; its
+  cost grows with that operand's width, so the narrower one goes to the left.
+  """
+  if x_BTD.shape[-1] <= dy_BTF.shape[-1]:
+    return jnp.einsum("btd,btf->df", x_BTD, dy_BTF)
+  # The barrier keeps XLA from folding the transpose back into the product.
+  gradient_FD = jax.lax.optimization_barrier(
+      jnp.einsum("btf,btd->fd", dy_BTF, x_BTD))
+  return gradient_FD.T
+
+
+_cpu_matmul.defvjp(_cpu_matmul_forward, _cpu_matmul_backward)
+
+
+def project(x_BTD: Array, kernel_DF: Array, backend: str) -> Array:
+  """x @ kernel, differentiated in the form that suits the backend."""
+  kernel_DF = kernel_DF.astype(x_BTD.dtype)
+  if backend == "cpu":
+    return _cpu_matmul(x_BTD, kernel_DF)
+  return jnp.einsum("btd,df->btf", x_BTD, kernel_DF)
+
+
+# --- Modules -----------------------------------------------------------------
+
+
+class Norm(nn.Module):
+  """Layer norm (Ba et al. 2016) or RMS norm (Zhang & Sennrich 2019)."""
+
+  config: config_lib.ModelConfig
+
+  @nn.compact
+  def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    config = self.config
+    d_model = x_BTD.shape[-1]
+    scale_D = parameter(self, "scale", nn.initializers.ones, (d_model,),
+                        ("embed",))
+    dtype = x_BTD.dtype
+    x_BTD = x_BTD.astype(jnp.float32)
+    if config.norm == "layer_norm":
+      x_BTD = x_BTD - x_BTD.mean(-1, keepdims=True)
+    variance_BT1 = jnp.square(x_BTD).mean(-1, keepdims=True)
+    x_BTD = x_BTD * jax.lax.rsqrt(variance_BT1 + config.norm_epsilon)
+    x_BTD = x_BTD * scale_D
+    if config.norm == "layer_norm" and config.use_bias:
+      x_BTD += parameter(self, "bias", nn.initializers.zeros, (d_model,),
+                         ("embed",))
+    return x_BTD.astype(dtype)
+
+
+def gelu(x: Array) -> Array:
+  """GELU in its tanh form (Hendrycks & Gimpel 2016), as GPT-2 has it.
+
+  Written with the logistic function, (1 + tanh u) / 2 = sigmoid(2 u), which
+  XLA computes faster than tanh.
+  """
+  return x * jax.nn.sigmoid(1.5957691216057308 * (x + 0.044715 * x**3))
+
+
+class FeedForward(nn.Module):
+  """Two projections around GELU, or three with SwiGLU (Shazeer 2020)."""
+
+  config: config_lib.ModelConfig
+  backend: str
+
+  @nn.compact
+  def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    config = self.config
+    project_to = functools.partial(
+        Projection, config=config, backend=self.backend)
+    up_BTF = project_to(
+        shape=(config.d_model, config.d_ff), axes=("embed", "mlp"),
+        name="up")(x_BTD)
+    if config.activation == "swiglu":
+      gate_BTF = project_to(
+          shape=(config.d_model, config.d_ff), axes=("embed", "mlp"),
+          name="gate")(x_BTD)
+      hidden_BTF = jax.nn.silu(gate_BTF) * up_BTF
+    else:
+      hidden_BTF = gelu(up_BTF)
+    hidden_BTF = constrain(hidden_BTF, "batch", "length", "mlp")
+    return project_to(
+        shape=(config.d_ff, config.d_model), axes=("mlp", "embed"),
+        std=residual_std(config), name="down")(hidden_BTF)
+
+
+def residual_std(config: config_lib.ModelConfig) -> float:
+  """Initial scale of projections into the residual stream (GPT-2 §2.3)."""
+  return config.init_std / (2 * config.num_layers) ** 0.5
+
+
+class Projection(nn.Module):
+  """A dense layer; `shape` is (inputs, outputs)."""
+
+  config: config_lib.ModelConfig
+  backend: str
+  shape: tuple[int, int]
+  axes: tuple[str, str]
+  std: float | None = None
+
+  @nn.compact
+  def __call__(self, x_BTD: Array) -> Array:
+    std = self.config.init_std if self.std is None else self.std
+    kernel_DF = parameter(
+        self, "kernel", nn.initializers.normal(std), self.shape, self.axes)
+    y_BTF = project(x_BTD, kernel_DF, self.backend)
+    if self.config.use_bias:
+      bias_F = parameter(self, "bias", nn.initializers.zeros,
+                         self.shape[1:], self.axes[1:])
+      y_BTF += bias_F.astype(y_BTF.dtype)
+    return y_BTF
+
+
+def rotate(x_BNTH: Float[Array, "B N T H"], base: float) -> Array:
+  """Rotary positions (Su et al. 2021), halves of the head width paired."""
+  length, width = x_BNTH.shape[-2:]
+  frequency = base ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+  angle = jnp.arange(length, dtype=jnp.float32)[:, None] * frequency
+  cosine, sine = jnp.cos(angle), jnp.sin(angle)
+  first, second = jnp.split(x_BNTH.astype(jnp.float32), 2, axis=-1)
+  rotated = jnp.concatenate(
+      [first * cosine - second * sine, second * cosine + first * sine], -1)
+  return rotated.astype(x_BNTH.dtype)

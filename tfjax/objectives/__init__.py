@@ -1,0 +1,5 @@
+"""What is predicted from what: tokens -> inputs, targets, weights, loss."""
+
+from tfjax.objectives import causal
+
+OBJECTIVES = {"causal": causal}
