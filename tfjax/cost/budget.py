@@ -91,6 +91,23 @@ def plan(config: config_lib.ExperimentConfig, train_tokens: int) -> Budget:
   )
 
 
+def with_vocabulary(
+    config: config_lib.ExperimentConfig, vocab_size: int,
+) -> config_lib.ExperimentConfig:
+  """The config with the embedding's rows set from the tokenizer's size.
+
+  Raises:
+    ConfigError: model.vocab_size is set and too small for the tokenizer.
+  """
+  given = config.model.vocab_size
+  if given is not None and given < vocab_size:
+    raise config_lib.ConfigError(
+        "model.vocab_size", f"{given} is less than the tokenizer's "
+        f"{vocab_size}; leave it unset, or at least {vocab_size}")
+  return dataclasses.replace(config, model=dataclasses.replace(
+      config.model, vocab_size=given or vocab_size))
+
+
 def _wanted_tokens(
     duration: config_lib.DurationConfig, batch_tokens: int, unique: int,
     params: int, flops_per_token: float) -> tuple[float, str]:

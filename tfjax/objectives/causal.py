@@ -24,10 +24,8 @@ def loss_sum(
     weights_B: Float[Array, "B"],
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
   """Summed loss in nats, and the weight that it sums over (tokens)."""
-  inputs_BT, targets_BT, weights_BT = split(windows, weights_B)
-  variables = {"params": params}
-  hidden_BTD = model.apply(variables, inputs_BT, method="hidden")
-  head_VD = model.apply(variables, method="head_kernel")
+  hidden_BTD, head_VD, targets_BT, weights_BT = _apply(
+      model, params, windows, weights_B)
   total = cross_entropy.loss_sum(hidden_BTD, head_VD, targets_BT, weights_BT)
   return total, weights_BT.sum()
 
@@ -37,9 +35,16 @@ def losses(
     weights_B: Float[Array, "B"],
 ) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
   """Per window: summed loss in nats, and its weight (tokens)."""
+  hidden_BTD, head_VD, targets_BT, weights_BT = _apply(
+      model, params, windows, weights_B)
+  loss_BT = cross_entropy.losses(hidden_BTD, head_VD, targets_BT, weights_BT)
+  return loss_BT.sum(1), weights_BT.sum(1)
+
+
+def _apply(model, params, windows, weights_B):
+  """Hidden states and head, with what they are to predict."""
   inputs_BT, targets_BT, weights_BT = split(windows, weights_B)
   variables = {"params": params}
   hidden_BTD = model.apply(variables, inputs_BT, method="hidden")
   head_VD = model.apply(variables, method="head_kernel")
-  loss_BT = cross_entropy.losses(hidden_BTD, head_VD, targets_BT, weights_BT)
-  return loss_BT.sum(1), weights_BT.sum(1)
+  return hidden_BTD, head_VD, targets_BT, weights_BT

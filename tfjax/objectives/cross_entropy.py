@@ -28,6 +28,19 @@ def reference(
   return -log_p_BT * weights_BT
 
 
+def losses(
+    hidden_BTD: Float[Array, "B T D"],
+    head_VD: Float[Array, "V D"],
+    targets_BT: Int[Array, "B T"],
+    weights_BT: Float[Array, "B T"],
+) -> Float[Array, "B T"]:
+  """`reference`, chunk by chunk along the length; for evaluation."""
+  chunks = _chunks(hidden_BTD, targets_BT, weights_BT)
+  losses_BC = jax.lax.map(
+      lambda x: reference(x[0], head_VD, x[1], x[2]), chunks)
+  return losses_BC.swapaxes(0, 1).reshape(targets_BT.shape)
+
+
 @jax.custom_vjp
 def loss_sum(
     hidden_BTD: Float[Array, "B T D"],
@@ -41,13 +54,7 @@ def loss_sum(
   too, so that logits are computed once and never kept. Targets and weights
   get no gradient.
   """
-  def chunk(total, inputs):
-    hidden, targets, weights = inputs
-    return total + reference(hidden, head_VD, targets, weights).sum(), None
-
-  total, _ = jax.lax.scan(
-      chunk, jnp.float32(0), _chunks(hidden_BTD, targets_BT, weights_BT))
-  return total
+  return losses(hidden_BTD, head_VD, targets_BT, weights_BT).sum()
 
 
 def _chunks(*arrays: Array) -> tuple[Array, ...]:

@@ -1,0 +1,214 @@
+"""A run's files: config.json, metrics.jsonl, result.json. They are the truth.
+
+result.json and config.json are replaced whole or not at all; metrics.jsonl is
+appended to, and cut back to the checkpoint when a run resumes.
+"""
+
+import dataclasses
+import datetime
+import functools
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import platform
+import subprocess
+from typing import Any
+
+from tfjax import config as config_lib
+
+FINISHED = ("complete", "diverged")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy",
+            "grain", "tokenizers", "tfjax")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+  """One run, as result.json holds it. Unknown is None.
+
+  Tokens and FLOPs are of training; losses are nats a token; `device_seconds`
+  is wall time inside training steps times devices, compilation left out;
+  `mfu` is achieved over peak FLOP/s, `flops_convention` being what counts.
+  """
+
+  run_id: str
+  status: str  # complete | diverged | failed | interrupted
+  status_reason: str | None = None
+  sweep: str | None = None
+  family: str | None = None
+  objective: str | None = None
+  seed: int | None = None
+  params_total: int | None = None
+  params_embedding: int | None = None
+  params_non_embedding: int | None = None
+  params_head: int | None = None
+  params_active: int | None = None
+  tokens_seen: int | None = None
+  tokens_planned: int | None = None
+  unique_tokens: int | None = None
+  epochs: float | None = None
+  steps: int | None = None
+  batch_tokens: int | None = None
+  flops_total: float | None = None
+  flops_matmul: float | None = None
+  flops_attention: float | None = None
+  flops_head: float | None = None
+  flops_recompute: float | None = None
+  flops_convention: str | None = None
+  loss: float | None = None
+  loss_stderr: float | None = None
+  bits_per_byte: float | None = None
+  train_loss: float | None = None
+  corpus: str | None = None
+  tokenizer: str | None = None
+  vocab_size: int | None = None
+  bytes_per_token: float | None = None
+  entropy_rate: float | None = None
+  token_store: str | None = None
+  attention: str | None = None
+  device_kind: str | None = None
+  device_count: int | None = None
+  device_seconds: float | None = None
+  compile_seconds: float | None = None
+  tokens_per_second: float | None = None
+  mfu: float | None = None
+  energy_kwh: float | None = None
+  energy_source: str | None = None
+  co2e_kg: float | None = None
+  co2e_source: str | None = None
+  resumes: int | None = None
+  config_hash: str | None = None
+  code_version: str | None = None
+  packages: dict[str, str] | None = None
+  python_version: str | None = None
+  host_cpu: str | None = None
+  started_at: str | None = None
+  finished_at: str | None = None
+
+
+def run_id(config: config_lib.ExperimentConfig) -> str:
+  """A readable prefix and the hash of what determines the result."""
+  model = config.model
+  size = model.size or f"d{model.d_model}l{model.num_layers}"
+  (key, value), = ((k, v) for k, v in dataclasses.asdict(
+      config.duration).items() if v is not None)
+  prefix = f"{config.objective}-{size}-{value:g}{key}"
+  return f"{prefix.replace('+', '')}-{config_lib.config_hash(config)}"
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes a file that is there whole or not at all; NaN becomes null."""
+  temporary = path.with_name(f".{path.name}.{os.getpid()}")
+  with open(temporary, "w", encoding="utf-8") as file:
+    json.dump(finite(value), file, indent=1, allow_nan=False)
+    file.write("\n")
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(temporary, path)
+
+
+def write_result(run_dir: pathlib.Path, result: dict[str, Any]) -> None:
+  pathlib.Path(run_dir).mkdir(parents=True, exist_ok=True)
+  write_json(pathlib.Path(run_dir) / "result.json", result)
+
+
+def read_result(run_dir: pathlib.Path) -> dict[str, Any] | None:
+  """The run's result, or None where it has not ended."""
+  try:
+    text = (pathlib.Path(run_dir) / "result.json").read_text(encoding="utf-8")
+  except FileNotFoundError:
+    return None
+  return json.loads(text)
+
+
+def finite(value: Any) -> Any:
+  """JSON has no NaN: a number that is none is unknown."""
+  if isinstance(value, dict):
+    return {key: finite(item) for key, item in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [finite(item) for item in value]
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
+
+
+def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
+  """The rows of metrics.jsonl, without a last one that a kill cut short."""
+  rows = []
+  for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+    if line.endswith("\n"):
+      rows.append(json.loads(line))
+  return rows
+
+
+def _line(row: dict[str, Any]) -> str:
+  return json.dumps(finite(row), allow_nan=False) + "\n"
+
+
+class MetricsFile:
+  """metrics.jsonl of one run, open for appending."""
+
+  def __init__(self, path: pathlib.Path, last_step: int):
+    """Keeps the rows up to `last_step` and drops later and broken ones."""
+    rows = read_metrics(path) if path.exists() else []
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text("".join(
+        _line(row) for row in rows if row["step"] <= last_step),
+        encoding="utf-8")
+    os.replace(temporary, path)
+    self._file = open(path, "a", encoding="utf-8")
+
+  def write(self, row: dict[str, Any]) -> None:
+    self._file.write(_line(row))
+    self._file.flush()
+
+  def sync(self) -> None:
+    """Returns when every row is on disk: called before a checkpoint."""
+    os.fsync(self._file.fileno())
+
+  def close(self) -> None:
+    self._file.close()
+
+
+def now() -> str:
+  return datetime.datetime.now(datetime.timezone.utc).isoformat(
+      timespec="seconds")
+
+
+@functools.cache
+def provenance() -> dict[str, Any]:
+  """What code ran on what: versions, host."""
+  packages = {}
+  for name in PACKAGES:
+    try:
+      packages[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      continue
+  return dict(code_version=_code_version(), packages=packages,
+              python_version=platform.python_version(), host_cpu=_host_cpu())
+
+
+def _code_version() -> str | None:
+  """The checkout's commit, `+` when changed since; None outside of one."""
+  here = pathlib.Path(__file__).resolve().parents[2]
+  if not (here / ".git").exists():
+    return None
+  def git(*arguments: str) -> str:
+    return subprocess.run(["git", "-C", str(here), *arguments], check=True,
+                          capture_output=True, text=True).stdout.strip()
+  try:
+    dirty = git("status", "--porcelain", "--untracked-files=no")
+    return git("rev-parse", "--short=12", "HEAD") + ("+" if dirty else "")
+  except (OSError, subprocess.CalledProcessError):
+    return None
+
+
+def _host_cpu() -> str | None:
+  try:
+    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+      if line.startswith("model name"):
+        return line.split(":", 1)[1].strip()
+  except OSError:
+    pass
+  return platform.processor() or None

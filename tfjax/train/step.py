@@ -1,0 +1,199 @@
+"""The train step: (state, batch) -> (state, metrics), jitted over a mesh.
+
+The step knows no objective and no model by name: it is given a model and the
+module of an objective, which has `loss_sum` and `losses`.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+from flax import linen as nn
+from flax import struct
+import jax
+from jax.sharding import Mesh, NamedSharding
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+import optax
+
+from tfjax import config as config_lib
+from tfjax import objectives
+from tfjax.models import transformer
+from tfjax.train import optimizers
+from tfjax.train import sharding
+
+
+@struct.dataclass
+class Batch:
+  """Windows of T + 1 tokens, and the weight of each (0: padding)."""
+
+  windows: Int[Array, "B T+1"]
+  weights: Float[Array, "B"]
+
+
+@struct.dataclass
+class TrainState:
+  """All that a step changes, and the schedule that it reads."""
+
+  step: Int[Array, ""]
+  params: Any
+  optimizer_state: Any
+  schedule: optimizers.Schedule
+
+
+class Steps:
+  """The compiled functions of one model, optimizer and mesh.
+
+  Attributes:
+    abstract_state: shapes, types and shardings of a state; also what a
+      checkpoint is restored into.
+    init: (seed, schedule) -> TrainState.
+    evaluate: (params, Batch) -> per window summed loss, weight.
+  """
+
+  def __init__(self, model_config: config_lib.ModelConfig, objective: str,
+               optimizer_config: config_lib.OptimizerConfig,
+               train_config: config_lib.TrainConfig, mesh: Mesh):
+    self.mesh = mesh
+    backend = mesh.devices.flat[0].platform
+    self.model = transformer.create(model_config, backend, train_config.dtype)
+    self.objective = objectives.OBJECTIVES[objective]
+    self.optimizer = optimizers.make_optimizer(optimizer_config)
+    self.accumulation_steps = train_config.accumulation_steps
+    schedule = jax.eval_shape(
+        lambda: optimizers.make_schedule(optimizer_config, 10**9))
+    self._shardings = self._state_shardings(schedule)
+    abstract = jax.eval_shape(self._init, jax.random.key(0), schedule)
+    self.abstract_state = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        abstract, self._shardings)
+    batch = sharding.batch_sharding(mesh)
+    replicated = sharding.replicated(mesh)
+    self._train_jitted = jax.jit(
+        self._train, in_shardings=(self._shardings, batch),
+        out_shardings=(self._shardings, replicated), donate_argnums=0)
+    self._train_compiled: dict[tuple[int, ...], jax.stages.Compiled] = {}
+    self.init = self._in_mesh(jax.jit(
+        self._init, out_shardings=self._shardings))
+    self.evaluate = self._in_mesh(jax.jit(
+        functools.partial(self.objective.losses, self.model),
+        in_shardings=(self._shardings.params, batch, batch),
+        out_shardings=replicated))
+
+  def compiled_train(self, batch_size: int, length: int) -> jax.stages.Compiled:
+    """The compiled step for windows of length + 1 tokens; made once.
+
+    (TrainState, Batch) -> (TrainState, metrics); donates the state. Metrics
+    are `loss` (nats a token), `grad_norm` (before clipping) and
+    `learning_rate`. Compiled ahead, so that no step ever compiles again: a
+    state or batch of another type raises.
+    """
+    key = (batch_size, length)
+    if key not in self._train_compiled:
+      self._train_compiled[key] = self.lower_train(*key).compile()
+    return self._train_compiled[key]
+
+  def lower_train(self, batch_size: int, length: int) -> jax.stages.Lowered:
+    """The train step before compilation, to look into."""
+    target = sharding.batch_sharding(self.mesh)
+    batch = Batch(*(
+        jax.ShapeDtypeStruct(shape, dtype, sharding=target) for shape, dtype
+        in (((batch_size, length + 1), jnp.int32),
+            ((batch_size,), jnp.float32))))
+    return self._in_mesh(self._train_jitted.lower)(self.abstract_state, batch)
+
+  def _in_mesh(self, function):
+    # Linen's constraints are silently dropped outside of jax.set_mesh.
+    @functools.wraps(function)
+    def call(*args):
+      with jax.set_mesh(self.mesh), nn.logical_axis_rules(sharding.rules()):
+        return function(*args)
+    return call
+
+  def _state_shardings(self, schedule) -> TrainState:
+    boxed = transformer.abstract_parameters(self.model)
+    params = sharding.parameter_shardings(boxed, self.mesh)
+    replicated = sharding.replicated(self.mesh)
+    # A moment lies where its parameter lies, the rest everywhere.
+    optimizer_state = optax.tree_map_params(
+        self.optimizer, lambda _, s: s,
+        jax.eval_shape(self.optimizer.init, nn.meta.unbox(boxed)), params,
+        transform_non_params=lambda _: replicated)
+    return TrainState(
+        step=replicated, params=params, optimizer_state=optimizer_state,
+        schedule=jax.tree.map(lambda _: replicated, schedule))
+
+  def _init(self, key: Array, schedule: optimizers.Schedule) -> TrainState:
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    params = nn.meta.unbox(self.model.init(key, tokens)["params"])
+    # An explicit type: a weakly typed 0 would compile the step twice.
+    return TrainState(jnp.zeros((), jnp.int32), params,
+                      self.optimizer.init(params), schedule)
+
+  def _train(self, state: TrainState, batch: Batch):
+    total, weight, gradients = self._gradients(state.params, batch)
+    # A batch of padding alone has no loss; its weight must not divide.
+    scale = 1 / jnp.maximum(weight, 1e-9)
+    gradients = jax.tree.map(lambda g: g * scale, gradients)
+    rate = optimizers.learning_rate(state.schedule, state.step)
+    updates, optimizer_state = self.optimizer.update(
+        gradients, state.optimizer_state, state.params)
+    params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
+    metrics = dict(loss=total * scale, learning_rate=rate,
+                   grad_norm=optax.global_norm(gradients))
+    state = state.replace(step=state.step + 1, params=params,
+                          optimizer_state=optimizer_state)
+    return state, metrics
+
+  def _gradients(self, params, batch: Batch):
+    """Summed loss, its weight, and the gradient of the sum.
+
+    Sums, not means, are accumulated over the parts of a batch, so that parts
+    with different padding count as they would in one.
+    """
+    def loss(params, windows, weights):
+      return self.objective.loss_sum(self.model, params, windows, weights)
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    parts = self.accumulation_steps
+    if parts == 1:
+      (total, weight), gradients = gradient(
+          params, batch.windows, batch.weights)
+      return total, weight, gradients
+
+    def cut(x):
+      # Rows i, i + parts, ... form part i: every device keeps its own rows.
+      x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:])
+      return x.swapaxes(0, 1)
+
+    def add(sums, part):
+      (total, weight), gradients = gradient(params, *part)
+      return jax.tree.map(jnp.add, sums, (total, weight, gradients)), None
+
+    zero = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like,
+                                                         params))
+    sums, _ = jax.lax.scan(add, zero, (cut(batch.windows),
+                                       cut(batch.weights)))
+    return sums
+
+
+_kept_steps = functools.lru_cache(maxsize=8)(Steps)
+
+
+def steps_for(config: config_lib.ExperimentConfig, mesh: Mesh) -> Steps:
+  """`Steps`, kept: runs of one process that share a model share its code.
+
+  What the compiled step does not depend on is set to its default first.
+  """
+  optimizer = config_lib.OptimizerConfig()
+  optimizer = dataclasses.replace(config.optimizer, **{
+      name: getattr(optimizer, name) for name in optimizers.SCHEDULE_FIELDS})
+  train = dataclasses.replace(
+      config.train, batch_size=config.train.accumulation_steps,
+      log_every_steps=1)
+  return _kept_steps(config.model, config.objective, optimizer, train, mesh)
+
+
+def put(batch_sharding: NamedSharding, windows, weights) -> Batch:
+  """Host arrays (this host's rows) as one global batch."""
+  return Batch(*(jax.make_array_from_process_local_data(batch_sharding, x)
+                 for x in (windows, weights)))
