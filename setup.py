@@ -8,6 +8,7 @@ import setuptools
 CORE = (
     "absl-py>=2.1",
     "datasets>=4.0",
+    "filelock>=3.12",
     "flax>=0.12.8,<0.13",
     "grain>=0.2.16,<0.3",
     "jax>=0.10,<0.13",
