@@ -20,10 +20,6 @@ from tfjax.models import layers
 
 Heads = Float[Array, "B N T H"]
 
-# The largest block is the fastest until its triangle's wasted half weighs in.
-BLOCK = 64
-
-
 def reference(q_BNTH: Heads, k_BNTH: Heads, v_BNTH: Heads) -> Heads:
   """softmax(q k^T / sqrt(H)) v under a causal mask, as written."""
   length, width = q_BNTH.shape[-2:]
@@ -43,72 +39,86 @@ def dot_product(q_BNTH: Heads, k_BNTH: Heads, v_BNTH: Heads) -> Heads:
 
 @jax.custom_vjp
 def block_causal(q_BNTH: Heads, k_BNTH: Heads, v_BNTH: Heads) -> Heads:
-  """Each block of queries against the keys up to its end."""
+  """Blocks of queries against the keys up to their end, by sequence.
+
+  One sequence after the other keeps the scores in a core's cache; only their
+  log sums are kept for the backward pass, which makes the scores again.
+  """
   return _block_causal_forward(q_BNTH, k_BNTH, v_BNTH)[0]
 
 
-def _blocks(length: int) -> list[tuple[int, int]]:
-  return [(start, min(start + BLOCK, length))
-          for start in range(0, length, BLOCK)]
+def _blocks(length: int) -> list[slice]:
+  # Small blocks compute less above the diagonal, large ones multiply faster.
+  size = 64 if length <= 256 else 128
+  return [slice(start, min(start + size, length))
+          for start in range(0, length, size)]
 
 
-def _scores(q_BNTH: Heads, k_BNSH: Heads, start: int) -> Array:
-  """Masked scores of a query block that begins at `start`."""
-  scale = q_BNTH.shape[-1] ** -0.5
-  scores = jnp.einsum("bnth,bnsh->bnts", q_BNTH * scale, k_BNSH,
-                      preferred_element_type=jnp.float32)
-  length, prefix = scores.shape[-2:]
-  mask = (jnp.arange(start, start + length)[:, None] >=
-          jnp.arange(prefix)[None, :])
-  return jnp.where(mask, scores, -jnp.inf)
+def _scores(q_NTH: Array, k_NTH: Array, block: slice) -> Array:
+  """Masked scores of a block of (scaled) queries and the keys up to its end."""
+  scores_NTS = jnp.einsum(
+      "nth,nsh->nts", q_NTH[:, block], k_NTH[:, :block.stop],
+      preferred_element_type=jnp.float32)
+  allowed = (jnp.arange(block.start, block.stop)[:, None] >=
+             jnp.arange(block.stop)[None, :])
+  return scores_NTS + jnp.where(allowed, 0.0, -jnp.inf)
 
 
 def _block_causal_forward(q_BNTH: Heads, k_BNTH: Heads, v_BNTH: Heads):
-  outputs, log_sums = [], []
-  for start, end in _blocks(q_BNTH.shape[2]):
-    scores = _scores(q_BNTH[:, :, start:end], k_BNTH[:, :, :end], start)
-    largest = scores.max(-1, keepdims=True)
-    weights = jnp.exp(scores - largest)
-    total = weights.sum(-1, keepdims=True)
-    output = jnp.einsum("bnts,bnsh->bnth", weights.astype(v_BNTH.dtype),
-                        v_BNTH[:, :, :end])
-    outputs.append((output / total).astype(v_BNTH.dtype))
-    log_sums.append(largest + jnp.log(total))
-  output_BNTH = jnp.concatenate(outputs, 2)
-  log_sum_BNT1 = jnp.concatenate(log_sums, 2)
-  return output_BNTH, (q_BNTH, k_BNTH, v_BNTH, output_BNTH, log_sum_BNT1)
+  def sequence(inputs):
+    q_NTH, k_NTH, v_NTH = inputs
+    outputs, log_sums = [], []
+    for block in _blocks(q_NTH.shape[1]):
+      scores = _scores(q_NTH, k_NTH, block)
+      largest = scores.max(-1, keepdims=True)
+      weights = jnp.exp(scores - largest)
+      total = weights.sum(-1, keepdims=True)
+      output = jnp.einsum("nts,nsh->nth", weights.astype(v_NTH.dtype),
+                          v_NTH[:, :block.stop])
+      outputs.append((output / total).astype(v_NTH.dtype))
+      log_sums.append(largest + jnp.log(total))
+    return jnp.concatenate(outputs, 1), jnp.concatenate(log_sums, 1)
+
+  # Barriers: what makes these arrays would be computed again in every block.
+  inputs = jax.lax.optimization_barrier(
+      (q_BNTH * q_BNTH.shape[-1] ** -0.5, k_BNTH, v_BNTH))
+  output_BNTH, log_sum_BNT1 = jax.lax.map(sequence, inputs)
+  return output_BNTH, (*inputs, output_BNTH, log_sum_BNT1)
 
 
 def _block_causal_backward(residuals, dout_BNTH: Heads):
-  q_BNTH, k_BNTH, v_BNTH, output_BNTH, log_sum_BNT1 = residuals
-  dtype, scale = q_BNTH.dtype, q_BNTH.shape[-1] ** -0.5
-  # sum_s p_ts dp_ts = dout_t . out_t (Dao et al. 2022, appendix B.2)
-  delta_BNT1 = jnp.sum((dout_BNTH * output_BNTH).astype(jnp.float32), -1,
-                       keepdims=True)
-  blocks = _blocks(q_BNTH.shape[2])
-  dq_blocks = []
-  dk_blocks, dv_blocks = [None] * len(blocks), [None] * len(blocks)
+  dtype = dout_BNTH.dtype
 
-  def add(sums, parts):
-    for i, (start, end) in enumerate(blocks):
-      if end > parts.shape[2]:
-        break
-      part = parts[:, :, start:end]
-      sums[i] = part if sums[i] is None else sums[i] + part
+  def sequence(inputs):
+    q_NTH, k_NTH, v_NTH, out_NTH, log_sum_NT1, dout_NTH = inputs
+    # sum_s p_ts dp_ts = dout_t . out_t (Dao et al. 2022, appendix B.2)
+    delta_NT1 = jnp.sum((dout_NTH * out_NTH).astype(jnp.float32), -1,
+                        keepdims=True)
+    blocks = _blocks(q_NTH.shape[1])
+    dq, dk, dv = [], [0.0] * len(blocks), [0.0] * len(blocks)
 
-  for start, end in blocks:
-    here = slice(start, end)
-    q, k, v = q_BNTH[:, :, here], k_BNTH[:, :, :end], v_BNTH[:, :, :end]
-    dout = dout_BNTH[:, :, here]
-    p = jnp.exp(_scores(q, k, start) - log_sum_BNT1[:, :, here])
-    dp = jnp.einsum("bnth,bnsh->bnts", dout, v,
-                    preferred_element_type=jnp.float32)
-    ds = (p * (dp - delta_BNT1[:, :, here])).astype(dtype)
-    dq_blocks.append(jnp.einsum("bnts,bnsh->bnth", ds, k) * scale)
-    add(dk_blocks, jnp.einsum("bnts,bnth->bnsh", ds, q * scale))
-    add(dv_blocks, jnp.einsum("bnts,bnth->bnsh", p.astype(dtype), dout))
-  return tuple(jnp.concatenate(x, 2)
-               for x in (dq_blocks, dk_blocks, dv_blocks))
+    def add(sums, parts_NHS):
+      for i, block in enumerate(blocks):
+        if block.stop <= parts_NHS.shape[2]:
+          sums[i] += parts_NHS[:, :, block]
+
+    for block in blocks:
+      q, dout = q_NTH[:, block], dout_NTH[:, block]
+      k, v = k_NTH[:, :block.stop], v_NTH[:, :block.stop]
+      p = jnp.exp(_scores(q_NTH, k_NTH, block) - log_sum_NT1[:, block])
+      dp = jnp.einsum("nth,nsh->nts", dout, v,
+                      preferred_element_type=jnp.float32)
+      ds = (p * (dp - delta_NT1[:, block])).astype(dtype)
+      dq.append(jnp.einsum("nts,nsh->nth", ds, k))
+      # Transposed, as XLA's product of transposed scores takes twice as long.
+      add(dk, jnp.einsum("nth,nts->nhs", q, ds))
+      add(dv, jnp.einsum("nth,nts->nhs", dout, p.astype(dtype)))
+    return (jnp.concatenate(dq, 1), jnp.concatenate(dk, 2).swapaxes(1, 2),
+            jnp.concatenate(dv, 2).swapaxes(1, 2))
+
+  dout_BNTH = jax.lax.optimization_barrier(dout_BNTH)
+  dq_BNTH, dk_BNTH, dv_BNTH = jax.lax.map(sequence, (*residuals, dout_BNTH))
+  return dq_BNTH * dq_BNTH.shape[-1] ** -0.5, dk_BNTH, dv_BNTH
 
 
 block_causal.defvjp(_block_causal_forward, _block_causal_backward)
@@ -149,7 +159,9 @@ class Attention(nn.Module):
     if config.positions == "rotary":
       q_BNTH = layers.rotate(q_BNTH, config.rotary_base)
       k_BNTH = layers.rotate(k_BNTH, config.rotary_base)
-    attend = IMPLEMENTATIONS[choose(config.attention, self.backend)]
+    attend = layers.per_shard(
+        IMPLEMENTATIONS[choose(config.attention, self.backend)],
+        "batch", "heads", "length", None)
     out_BTNH = attend(q_BNTH, k_BNTH, v_BNTH).swapaxes(1, 2)
     out_BTD = out_BTNH.reshape(*out_BTNH.shape[:2], num_heads * width)
     return layers.Projection(

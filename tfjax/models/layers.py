@@ -51,6 +51,21 @@ def constrain(x: Array, *axes: str | None) -> Array:
   return nn.with_logical_constraint(x, axes)
 
 
+def per_shard(function: Callable[..., Array], *axes: str | None) -> Callable:
+  """`function` on each device's own part of arrays with these logical axes.
+
+  For functions that loop over a dimension which is cut over devices, where
+  the compiler left to itself would gather it first.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return function
+  spec = nn.logical_to_mesh_axes(axes)
+  # The output varies as the inputs do; loops inside need no annotation.
+  return jax.shard_map(function, in_specs=spec, out_specs=spec,
+                       check_vma=False)
+
+
 # --- Projections -------------------------------------------------------------
 
 

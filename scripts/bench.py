@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How fast this machine trains: tfjax beside transformers' GPT-2 in torch.
+
+    scripts/bench.py [--shapes=i,ii,iii] [--rounds=3] [--cores=1] [--json=FILE]
+
+Every contender is a process of its own, pinned to the same cores, with the
+same GPT-2 shape, batch and float32; short bursts of steps are taken in turn,
+so that a machine whose speed drifts is the same machine for all of them. Rates
+are tokens a second of CPU time on one core, of wall time on several. The
+`bench` extra brings torch and transformers; without them tfjax is measured
+alone.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
+import platform
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any, Callable, Iterator
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+# pylint: disable=wrong-import-position
+from absl import app
+from absl import flags
+
+from tfjax import config as config_lib
+from tfjax.cost import flops as flops_lib
+from tfjax.train import tuning
+
+_SHAPES = flags.DEFINE_list("shapes", ["i", "ii", "iii"], "which to measure")
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "bursts of each contender")
+_CORES = flags.DEFINE_integer("cores", 1, "cores that a contender may use")
+_STEPS = flags.DEFINE_integer("steps", 0, "steps a burst; 0: by the shape")
+_CONTENDERS = flags.DEFINE_list(
+    "contenders", ["tfjax", "transformers"], "who is measured")
+_JSON = flags.DEFINE_string("json", "", "also write the figures here")
+_SERVE = flags.DEFINE_string("serve", "", "internal: CONTENDER:SHAPE")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  """A GPT-2: width, layers, heads, length, batch, vocabulary; steps a burst."""
+
+  d_model: int
+  num_layers: int
+  num_heads: int
+  context_length: int
+  batch_size: int
+  vocab_size: int
+  burst_steps: int
+
+  @property
+  def batch_tokens(self) -> int:
+    return self.batch_size * self.context_length
+
+
+SHAPES = {
+    "i": Shape(128, 4, 4, 256, 16, 512, 6),
+    "ii": Shape(256, 6, 8, 256, 16, 8192, 2),
+    "iii": Shape(384, 8, 6, 512, 8, 50257, 1),
+}
+
+
+def experiment(shape: Shape) -> config_lib.ExperimentConfig:
+  """The shape as a tfjax experiment: GPT-2 blocks, AdamW, no clipping."""
+  config = config_lib.default()
+  for name in ("d_model", "num_layers", "num_heads", "context_length",
+               "vocab_size"):
+    config.model[name] = getattr(shape, name)
+  config.train.batch_size = shape.batch_size
+  config.optimizer.schedule = "constant"
+  config.optimizer.clip_norm = None
+  config.duration.steps = 1000
+  return config_lib.resolve(config)
+
+
+# --- Contenders: each makes a function that takes one step on a batch ---------
+
+
+def batches(shape: Shape) -> Iterator[Any]:
+  """Token windows with a Zipf-like spread, the same for everybody."""
+  import numpy as np
+  rng = np.random.default_rng(0)
+  weights = 1 / (np.arange(shape.vocab_size) + 10.0)
+  while True:
+    yield rng.choice(
+        shape.vocab_size, (shape.batch_size, shape.context_length + 1),
+        p=weights / weights.sum()).astype(np.int32)
+
+
+def tfjax_step(shape: Shape) -> Callable[[Any], Callable[[], float]]:
+  """The train step that `tfjax.train.run` uses."""
+  import jax
+  import numpy as np
+  from tfjax.train import optimizers
+  from tfjax.train import sharding
+  from tfjax.train import step as step_lib
+  config = experiment(shape)
+  cache = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+  if cache:
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  mesh = sharding.make_mesh(config.runtime, config.train.batch_size)
+  steps = step_lib.steps_for(config, mesh)
+  train = steps.compiled_train(shape.batch_size, shape.context_length)
+  state = steps.init(jax.random.key(0),
+                     optimizers.make_schedule(config.optimizer, 1000))
+  weights = np.ones(shape.batch_size, np.float32)
+
+  def step(windows):
+    nonlocal state
+    batch = step_lib.put(sharding.batch_sharding(mesh), windows, weights)
+    state, metrics = train(state, batch)
+    return lambda: float(metrics["loss"])
+  return step
+
+
+def transformers_step(shape: Shape) -> Callable[[Any], Callable[[], float]]:
+  """transformers' GPT2LMHeadModel with torch's AdamW."""
+  os.environ["HF_HUB_OFFLINE"] = "1"
+  import torch
+  import transformers
+  torch.set_num_threads(tuning.available_cores())
+  torch.manual_seed(0)
+  model = transformers.GPT2LMHeadModel(transformers.GPT2Config(
+      vocab_size=shape.vocab_size, n_positions=shape.context_length,
+      n_embd=shape.d_model, n_layer=shape.num_layers, n_head=shape.num_heads,
+      resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False))
+  model.train()
+  optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3,
+                                betas=(0.9, 0.95), weight_decay=0.1)
+
+  def step(windows):
+    tokens = torch.from_numpy(windows).long()
+    logits = model(tokens[:, :-1]).logits
+    loss = torch.nn.functional.cross_entropy(
+        logits.reshape(-1, shape.vocab_size), tokens[:, 1:].reshape(-1))
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    value = loss.item()
+    return lambda: value
+  return step
+
+
+def gemm_step(shape: Shape) -> Callable[[Any], Callable[[], float]]:
+  """No model: one float32 product of two 2048 x 2048 matrices a step."""
+  del shape
+  import jax
+  import jax.numpy as jnp
+  x = jax.random.normal(jax.random.key(0), (_GEMM, _GEMM))
+  product = jax.jit(jnp.matmul)
+
+  def step(windows):
+    del windows
+    result = product(x, x).block_until_ready()
+    return lambda: float(result[0, 0])
+  return step
+
+
+_GEMM = 2048
+_GEMM_STEPS = 20
+MAKERS = {"tfjax": tfjax_step, "transformers": transformers_step,
+          "gemm": gemm_step}
+
+
+# --- A contender's process ------------------------------------------------------
+
+
+def serve(contender: str, shape: Shape) -> None:
+  """Makes the step, then runs a burst for every line on standard input."""
+  protocol = os.fdopen(os.dup(1), "w")
+  os.dup2(2, 1)
+  begin = time.perf_counter()
+  step = MAKERS[contender](shape)
+  source = batches(shape)
+  step(next(source))()
+  say(protocol, first_step_seconds=time.perf_counter() - begin)
+  for line in sys.stdin:
+    ready = [next(source) for _ in range(int(line))]
+    wall, usage = time.perf_counter(), resource.getrusage(
+        resource.RUSAGE_SELF)
+    previous = None
+    for windows in ready:
+      result = step(windows)
+      if previous:
+        previous()
+      previous = result
+    loss = previous()
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    say(protocol, wall=time.perf_counter() - wall, loss=loss,
+        cpu=(after.ru_utime - usage.ru_utime +
+             after.ru_stime - usage.ru_stime),
+        faults=after.ru_minflt - usage.ru_minflt,
+        peak_bytes=after.ru_maxrss * 1024)
+
+
+def say(protocol: Any, **values: Any) -> None:
+  protocol.write(json.dumps(values) + "\n")
+  protocol.flush()
+
+
+class Contender:
+  """The driver's end of a contender's process."""
+
+  def __init__(self, name: str, shape: str, cores: int,
+               cache: str | None = None):
+    environment = dict(os.environ)
+    environment.update(tuning.process_environment(
+        config_lib.RuntimeConfig(), cores=cores if name == "tfjax" else 1))
+    environment["OMP_NUM_THREADS"] = str(cores)
+    if cache is not None:
+      environment["JAX_COMPILATION_CACHE_DIR"] = cache
+    ours = sorted(os.sched_getaffinity(0))[:cores]
+    self.begin = time.perf_counter()
+    self.process = subprocess.Popen(
+        [sys.executable, __file__, f"--serve={name}:{shape}"],
+        env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, text=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, ours))
+    self.first = self._read()
+    self.start_seconds = time.perf_counter() - self.begin
+
+  def burst(self, steps: int) -> dict[str, Any]:
+    self.process.stdin.write(f"{steps}\n")
+    self.process.stdin.flush()
+    return {**self._read(), "steps": steps}
+
+  def close(self) -> None:
+    self.process.stdin.close()
+    self.process.wait()
+
+  def _read(self) -> dict[str, Any]:
+    line = self.process.stdout.readline()
+    if not line:
+      raise RuntimeError(f"{self.process.args[2]} died; run it by hand to see")
+    return json.loads(line)
+
+
+# --- The measurement --------------------------------------------------------------
+
+
+def measure(name: str, contenders: list[str], cores: int) -> dict[str, Any]:
+  """All contenders at one shape, in turn, and the GEMM rate in between."""
+  shape = SHAPES[name]
+  running = {"gemm": Contender("gemm", name, cores)}
+  with tempfile.TemporaryDirectory() as cache:
+    starts = {}
+    for who in contenders:
+      running[who] = Contender(who, name, cores, cache)
+      starts[who] = dict(cold=running[who].start_seconds)
+    if "tfjax" in running:
+      again = Contender("tfjax", name, cores, cache)
+      starts["tfjax"]["cached"] = again.start_seconds
+      again.close()
+  bursts = {who: [] for who in running}
+  for _ in range(_ROUNDS.value + 1):  # the first round warms up
+    for who in random.sample(list(running), len(running)):
+      steps = _GEMM_STEPS if who == "gemm" else (
+          _STEPS.value or shape.burst_steps)
+      bursts[who].append(running[who].burst(steps))
+  for contender in running.values():
+    contender.close()
+  kind = "cpu" if cores == 1 else "wall"
+  seconds = {who: [b[kind] / b["steps"] for b in rows[1:]]
+             for who, rows in bursts.items()}
+  gemm = 2 * _GEMM**3 / statistics.median(seconds["gemm"])
+  flops = flops_lib.training_flops_per_token(experiment(shape).model).total
+  table = {}
+  for who in contenders:
+    median = statistics.median(seconds[who])
+    rate = shape.batch_tokens / median
+    table[who] = dict(
+        tokens_per_second=rate, step_seconds=median,
+        step_seconds_min=min(seconds[who]), step_seconds_max=max(seconds[who]),
+        achieved_flops=rate * flops, share_of_gemm=rate * flops / gemm,
+        first_step_cold_seconds=starts[who]["cold"],
+        first_step_cached_seconds=starts[who].get("cached"),
+        page_faults_per_step=statistics.median(
+            b["faults"] / b["steps"] for b in bursts[who][1:]),
+        peak_bytes=max(b["peak_bytes"] for b in bursts[who]))
+  return dict(shape=dataclasses.asdict(shape), cores=cores, time=kind,
+              gemm_flops=gemm, contenders=table)
+
+
+def print_table(name: str, figures: dict[str, Any]) -> None:
+  """One shape as a table on the terminal."""
+  import rich.console
+  import rich.table
+  shape = figures["shape"]
+  title = (f"{name}: d {shape['d_model']}, {shape['num_layers']} layers, "
+           f"length {shape['context_length']}, batch {shape['batch_size']}, "
+           f"vocabulary {shape['vocab_size']}; {figures['cores']} core(s), "
+           f"{figures['time']} time; GEMM "
+           f"{figures['gemm_flops'] / 1e9:.0f} GFLOP/s")
+  table = rich.table.Table(title=title, title_justify="left")
+  for heading in ("", "tokens/s", "ms/step", "GFLOP/s", "of GEMM",
+                  "first step", "cached", "faults/step", "peak MB"):
+    table.add_column(heading, justify="right" if heading else "left")
+  for who, row in figures["contenders"].items():
+    cached = row["first_step_cached_seconds"]
+    table.add_row(
+        who, f"{row['tokens_per_second']:.0f}",
+        f"{row['step_seconds'] * 1e3:.0f}",
+        f"{row['achieved_flops'] / 1e9:.1f}", f"{row['share_of_gemm']:.0%}",
+        f"{row['first_step_cold_seconds']:.1f} s",
+        f"{cached:.1f} s" if cached else "",
+        f"{row['page_faults_per_step']:.0f}",
+        f"{row['peak_bytes'] / 1e6:.0f}")
+  console = rich.console.Console(width=110)
+  console.print(table)
+  rates = {who: row["tokens_per_second"]
+           for who, row in figures["contenders"].items()}
+  if "tfjax" in rates:
+    for who, rate in rates.items():
+      if who != "tfjax":
+        console.print(f"tfjax / {who}: {rates['tfjax'] / rate:.2f}")
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"unknown arguments: {argv[1:]}")
+  if _SERVE.value:
+    contender, shape = _SERVE.value.split(":")
+    serve(contender, SHAPES[shape])
+    return
+  contenders = list(_CONTENDERS.value)
+  if "transformers" in contenders and not all(
+      importlib.util.find_spec(m) for m in ("torch", "transformers")):
+    print("torch or transformers is not installed (pip install -e '.[bench]');"
+          " measuring tfjax alone")
+    contenders.remove("transformers")
+  load = os.getloadavg()[0]
+  print(f"{platform.processor() or platform.machine()}, "
+        f"{tuning.available_cores()} cores, load {load:.2f} at the start")
+  results = {}
+  for name in _SHAPES.value:
+    results[name] = measure(name, contenders, _CORES.value)
+    print_table(name, results[name])
+  if _JSON.value:
+    pathlib.Path(_JSON.value).write_text(
+        json.dumps(dict(load=load, shapes=results), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes report.html and figures/ for the runs in a directory.
+
+    scripts/report.py --workdir=runs/quickstart
+
+Fits with the settings in workdir/fit.json where scripts/fit.py left one, and
+with that script's defaults otherwise. Exits 2 where there is nothing to report.
+"""
+
+import json
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from absl import app
+from absl import flags
+
+from tfjax.scaling import report
+
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "directory of run directories", required=True)
+
+
+def main(arguments: list[str]) -> int:
+  if len(arguments) > 1:
+    return _refuse(f"unknown argument {arguments[1]!r}")
+  workdir = pathlib.Path(_WORKDIR.value)
+  record = workdir / "fit.json"
+  try:
+    settings = None
+    if record.is_file():
+      settings = json.loads(record.read_text(encoding="utf-8"))["settings"]
+    path = report.write(workdir, settings)
+  except (KeyError, TypeError) as error:
+    return _refuse(f"{record} is not a fit's record ({error!r}); run "
+                   "scripts/fit.py again")
+  except (FileNotFoundError, ValueError) as error:
+    return _refuse(str(error))
+  print(f"report: {path}")
+  return 0
+
+
+def _refuse(problem: str) -> int:
+  print(f"no report: {problem}", file=sys.stderr)
+  return 2
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the sweep of an experiment file.
+
+    scripts/sweep.py --config=experiments/quickstart.py \
+        --workdir=runs/quickstart [--config.key=value ...] [--workers=N] \
+        [--dry_run]
+
+A value given as --config.key=value holds for every run, over the experiment's
+own; --config.key=None unsets it. Started again, it skips the runs that are
+complete, resumes those that were interrupted and retries those that failed.
+
+Exits with 0 when every run is complete or diverged, 1 when some are not, 2 when
+the config cannot be run, 130 when it was stopped.
+"""
+
+import collections
+import copy
+import pathlib
+import re
+import shlex
+import sys
+import time
+from typing import Any, Sequence
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from absl import app
+from absl import flags
+import jax
+from ml_collections import config_flags
+from rich import console as console_lib
+
+from tfjax import config as config_lib
+from tfjax import sweep
+from tfjax.data import corpora
+from tfjax.train import records
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "experiment file; --config.key=value overrides a value")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "directory of the sweep; each run has its own below it")
+_WORKERS = flags.DEFINE_integer(
+    "workers", None, "worker processes; unset: one a core, or one when there "
+    "is an accelerator", lower_bound=1)
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "print every run with its size and state, run nothing")
+flags.mark_flags_as_required(["config", "workdir"])
+
+_PIPE_WIDTH = 160  # columns of a table that goes to a file or a pipe
+_OK, _FAILED, _REFUSED, _STOPPED = 0, 1, 2, 130
+
+_unset: dict[str, None] = {}  # keys given as --config.key=None
+
+
+def main(arguments: Sequence[str]) -> int:
+  if len(arguments) > 1:
+    return _refuse(f"unknown argument {arguments[1]!r}")
+  # This process plans; accelerators and their memory are the workers'.
+  jax.config.update("jax_platforms", "cpu")
+  console = console_lib.Console()
+  if not console.is_terminal:
+    console = console_lib.Console(width=_PIPE_WIDTH)
+  try:
+    with console.status("planning; data that is new is tokenised once"):
+      specs = _plan()
+    if _DRY_RUN.value:
+      states = {spec.run_id: sweep.ledger.run_state(_WORKDIR.value,
+                                                    spec.run_id)
+                for spec in specs}
+      console.print(sweep.display.plan_table(specs, states))
+      return _OK
+    return _launch(console, specs)
+  except (config_lib.ConfigError, sweep.PlanError, corpora.DataError,
+          sweep.LaunchError) as error:
+    return _refuse(str(error))
+  except KeyboardInterrupt:  # before the launch, which handles its own
+    return _STOPPED
+
+
+def _plan() -> list[sweep.RunSpec]:
+  path = flags.FLAGS["config"].config_filename
+  module = config_lib.module(path)
+  if not hasattr(module, "get_sweep"):
+    raise sweep.PlanError(
+        [f"{path} does not define get_sweep(config), the list of overrides "
+         "to run"], 0)
+  config = _CONFIG.value
+  given = {**config_flags.get_override_values(flags.FLAGS["config"]), **_unset}
+  config_lib.override(config, given)
+  cells = module.get_sweep(copy.deepcopy(config))
+  return sweep.plan(config, [{**cell, **given} for cell in cells])
+
+
+def _launch(console: console_lib.Console,
+            specs: Sequence[sweep.RunSpec]) -> int:
+  begun = time.monotonic()
+  stopped = False
+  observer = sweep.display.make(console, specs, _WORKDIR.value)
+  try:
+    outcomes = sweep.launch(specs, _WORKDIR.value, workers=_WORKERS.value,
+                            observer=observer)
+  except sweep.Interrupted as error:
+    outcomes, stopped = error.outcomes, True
+  console.print(_summary(outcomes, time.monotonic() - begun), markup=False,
+                highlight=False, soft_wrap=True)
+  undone = [one for one in outcomes
+            if one.state.status not in records.FINISHED]
+  for one in [] if stopped else undone:
+    reason = (one.state.reason or "no reason is known").splitlines()[0]
+    print(f"{one.state.status}: {one.spec.run_id}: {reason}\n"
+          f"  log: {pathlib.Path(_WORKDIR.value) / one.spec.run_id}/"
+          f"{sweep.ledger.LOG}", file=sys.stderr)
+  if undone:
+    print(f"{'stopped; ' if stopped else ''}to run what is not done: "
+          f"{shlex.join([sys.executable, *sys.argv])}", file=sys.stderr)
+  return _STOPPED if stopped else _FAILED if undone else _OK
+
+
+def _summary(outcomes: Sequence[sweep.Outcome], seconds: float) -> str:
+  """One line: runs by how they ended, wall time, tokens and FLOPs trained."""
+  tally = collections.Counter(
+      "skipped (done before)"
+      if one.skipped and one.state.status in records.FINISHED
+      else one.state.status for one in outcomes)
+  done = [one.spec.budget for one in outcomes
+          if one.state.status == "complete" and not one.skipped]
+  si = sweep.display.si
+  runs = ", ".join(f"{count} {name}" for name, count in tally.items())
+  return (f"{len(outcomes)} runs: {runs}; {sweep.display.clock(seconds)}; "
+          f"{si(sum(one.tokens for one in done))} tokens, "
+          f"{si(sum(one.flops_total for one in done))} FLOPs in completed runs")
+
+
+def _refuse(problem: str) -> int:
+  print(f"error: {problem}", file=sys.stderr)
+  return _REFUSED
+
+
+def _parse(arguments: list[str]) -> list[str]:
+  """Parses the command line; a bad one is an error for people."""
+  try:
+    kept = [one for one in arguments if not _is_unset(one)]
+    return flags.FLAGS(kept)
+  except (flags.Error, config_lib.ConfigError, FileNotFoundError) as error:
+    sys.exit(_refuse(str(error)))
+
+
+def _is_unset(argument: str) -> bool:
+  """Takes note of --config.key=None, which config_flags cannot express."""
+  match = re.fullmatch(r"--config\.([\w.]+)(?:=(.*))?", argument, re.DOTALL)
+  if not match:
+    return False
+  key, value = match.groups()
+  _check_known(key)
+  if value != "None":
+    return False
+  config_lib.override(config_lib.default(), {key: None})  # is it optional?
+  _unset[key] = None
+  return True
+
+
+def _check_known(key: str) -> None:
+  """Raises the ConfigError that names the valid keys."""
+  node: Any = config_lib.default()
+  for name in key.split("."):
+    if not hasattr(node, "keys") or name not in node:
+      config_lib.override(config_lib.default(), {key: None})
+    node = node[name]
+
+
+if __name__ == "__main__":
+  app.run(lambda arguments: sys.exit(main(arguments)), flags_parser=_parse)

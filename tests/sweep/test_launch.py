@@ -1,0 +1,333 @@
+"""Sweeps on real worker processes: failures, kills, signals, retries.
+
+Most tests give the workers `act` below in place of `tfjax.train.run`: it
+keeps the same records, and does to its process what the run's seed says.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from typing import Any, Callable
+
+import pytest
+
+from tfjax import config as config_lib
+from tfjax import sweep
+from tfjax.train import records
+
+RUNNER = "test_launch:act"
+# Seeds; on the second attempt all but the last are good.
+GOOD, RAISES, IS_KILLED, IS_SLOW, IS_DEAF, RAISES_THEN_IS_KILLED = range(6)
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+
+print("a runner's module may print when a worker imports it")
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+  status: str
+
+
+def act(config: config_lib.ExperimentConfig, workdir: str, *,
+        sweep: str, run_id: str) -> Record:
+  """Behaves as the seed says."""
+  run_dir = pathlib.Path(workdir) / run_id
+  (run_dir / "config.json").write_text("{}")
+  (run_dir / "result.json").unlink(missing_ok=True)
+  first = not (run_dir / "attempts").exists()
+  with open(run_dir / "attempts", "a", encoding="utf-8") as file:
+    cores = sorted(os.sched_getaffinity(0))
+    file.write(json.dumps(dict(pid=os.getpid(), cores=cores)) + "\n")
+  print('{"event": "finished"}', flush=True)  # must not reach the parent
+  os.write(1, b"printed from C\n")
+  with open(run_dir / "metrics.jsonl", "w", encoding="utf-8") as file:
+    file.write(json.dumps(dict(kind="train", step=1, tokens=7, loss=1.0)))
+    file.write("\n")
+  if first and config.seed in (RAISES, RAISES_THEN_IS_KILLED):
+    # What a library may leave behind, and what must hold up nobody.
+    threading.Thread(target=time.sleep, args=(300,)).start()
+    raise ValueError("a bad number\nat length")
+  if config.seed == (IS_KILLED if first else RAISES_THEN_IS_KILLED):
+    os.kill(os.getpid(), signal.SIGKILL)
+  status = "complete"
+  if first and config.seed in (IS_SLOW, IS_DEAF):
+    told = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: (
+        told.set() if config.seed == IS_SLOW else None))
+    (run_dir / "pid").write_text(str(os.getpid()))
+    told.wait(60)
+    status = "interrupted"
+  records.write_result(run_dir, dict(
+      run_id=run_id, sweep=sweep, status=status, status_reason=None,
+      config_hash=config_lib.config_hash(config), loss=2.0, steps=1))
+  return Record(status)
+
+
+class Journal(sweep.Observer):
+  """What was started, in order."""
+
+  def __init__(self) -> None:
+    self.started_ids: list[str] = []
+
+  def started(self, spec: sweep.RunSpec) -> None:
+    self.started_ids.append(spec.run_id)
+
+
+@pytest.fixture(name="make_specs")
+def make_specs_fixture(
+    cache_dir: pathlib.Path, monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., list[sweep.RunSpec]]:
+  """Specs of some overrides of a tiny config, and workers that know `act`."""
+  monkeypatch.setenv("PYTHONPATH", str(pathlib.Path(__file__).parent))
+  config = config_lib.default()
+  config_lib.override(config, {**_tiny(cache_dir), "duration.steps": 10})
+  return lambda *cells: sweep.plan(config, cells)
+
+
+def _tiny(cache_dir: pathlib.Path) -> dict[str, Any]:
+  return {"data.corpus": "synthetic", "data.synthetic.num_bytes": 20_000,
+          "data.synthetic.document_bytes": 1_000,
+          "data.tokenizer.kind": "byte", "data.cache_dir": str(cache_dir),
+          "model.size": "3k", "model.context_length": 32,
+          "train.batch_size": 4, "tracking.wandb": "disabled",
+          "runtime.compilation_cache_dir": os.environ[
+              "JAX_COMPILATION_CACHE_DIR"]}
+
+
+def _attempts(workdir: pathlib.Path, spec: sweep.RunSpec) -> list[dict]:
+  lines = (workdir / spec.run_id / "attempts").read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def test_failures_are_recorded_and_only_they_are_retried(
+    make_specs: Callable, tmp_path: pathlib.Path) -> None:
+  specs = make_specs(
+      {"seed": RAISES}, {"seed": IS_KILLED}, {"seed": RAISES_THEN_IS_KILLED},
+      {"seed": GOOD}, {"seed": 10})
+  begun = time.monotonic()
+  outcomes = sweep.launch(specs, tmp_path, workers=2, runner=RUNNER)
+  assert time.monotonic() - begun < 60
+  assert [one.spec for one in outcomes] == specs
+  assert [one.state.status for one in outcomes] == (
+      3 * ["failed"] + 2 * ["complete"])
+  raised, killed = outcomes[0].state, outcomes[1].state
+  assert raised.reason == "ValueError: a bad number"
+  assert "Traceback" in raised.result["log_tail"]
+  assert "SIGKILL" in killed.reason and killed.result["loss"] is None
+  assert killed.result["tokens_seen"] == 7
+  assert "printed from C" in killed.result["log_tail"]
+  states = sweep.ledger.sweep_state(tmp_path)
+  assert [state.status for state in states] == [
+      one.state.status for one in outcomes]
+
+  outcomes = sweep.launch(specs, tmp_path, workers=2, runner=RUNNER)
+  assert [one.state.status for one in outcomes] == [
+      "complete", "complete", "failed", "complete", "complete"]
+  assert [one.skipped for one in outcomes] == 3 * [False] + 2 * [True]
+  assert "SIGKILL" in outcomes[2].state.reason  # of this attempt
+  assert [len(_attempts(tmp_path, spec)) for spec in specs] == [2, 2, 2, 1, 1]
+
+
+def test_longest_first_on_one_process_with_its_own_log(
+    make_specs: Callable, tmp_path: pathlib.Path) -> None:
+  specs = make_specs({"duration.steps": 10}, {"duration.steps": 30},
+                     {"duration.steps": 20})
+  journal = Journal()
+  sweep.launch(specs, tmp_path, workers=1, runner=RUNNER, observer=journal)
+  assert journal.started_ids == [specs[i].run_id for i in (1, 2, 0)]
+  assert len({_attempts(tmp_path, spec)[0]["pid"] for spec in specs}) == 1
+  for spec in specs:
+    log = (tmp_path / spec.run_id / sweep.ledger.LOG).read_text()
+    assert log == '{"event": "finished"}\nprinted from C\n'
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
+    reason="needs two cores that processes can be pinned to")
+def test_workers_share_the_cores_out(
+    make_specs: Callable, tmp_path: pathlib.Path) -> None:
+  before = os.sched_getaffinity(0)
+  specs = make_specs({"seed": 10}, {"seed": 11}, {"seed": 12}, {"seed": 13})
+  sweep.launch(specs, tmp_path, workers=2, runner=RUNNER)
+  attempts = [_attempts(tmp_path, spec)[0] for spec in specs]
+  shares = {one["pid"]: set(one["cores"]) for one in attempts}
+  assert 1 <= len(shares) <= 2
+  assert sum(map(len, shares.values())) == len(set().union(*shares.values()))
+  assert all(len(share) <= len(before) / 2 + 0.5 for share in shares.values())
+  assert os.sched_getaffinity(0) == before
+
+
+def test_workers_that_do_not_start_end_the_launch(
+    make_specs: Callable, tmp_path: pathlib.Path) -> None:
+  with pytest.raises(sweep.LaunchError, match="No module named 'nowhere'"):
+    sweep.launch(make_specs({}), tmp_path, workers=1, runner="nowhere:run")
+
+
+def test_bad_launches_are_refused(
+    make_specs: Callable, tmp_path: pathlib.Path) -> None:
+  with pytest.raises(sweep.LaunchError, match="'local'"):
+    sweep.launch(make_specs({}), tmp_path, launcher="locl")
+  with pytest.raises(sweep.LaunchError, match="at least 1"):
+    sweep.launch(make_specs({}), tmp_path, workers=0)
+  with pytest.raises(config_lib.ConfigError, match="cpu_tuning"):
+    sweep.launch(make_specs(
+        {}, {"seed": 1, "runtime.cpu_tuning": "off"}), tmp_path, workers=1)
+
+
+EXPERIMENT = textwrap.dedent("""
+    import json
+    from tfjax import config, sweep
+
+    def get_config():
+      result = config.default()
+      config.override(result, json.loads('''{tiny}'''))
+      return result
+
+    def get_sweep(config):
+      return sweep.axis("duration.steps", [20, 40, 30])
+    """)
+
+
+@pytest.fixture(name="script")
+def script_fixture(
+    tmp_path: pathlib.Path, cache_dir: pathlib.Path,
+) -> Callable[..., subprocess.CompletedProcess]:
+  """Runs scripts/sweep.py on three tiny runs in tmp_path/sweep."""
+  experiment = tmp_path / "experiment.py"
+  tiny = json.dumps(_tiny(cache_dir))
+  experiment.write_text(EXPERIMENT.replace("{tiny}", tiny))
+  command = [sys.executable, str(REPOSITORY / "scripts" / "sweep.py"),
+             f"--config={experiment}", f"--workdir={tmp_path / 'sweep'}"]
+  return lambda *arguments: subprocess.run(
+      [*command, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_script_trains_goes_past_a_failure_and_retries_it(
+    script: Callable, tmp_path: pathlib.Path) -> None:
+  workdir = tmp_path / "sweep"
+  planned = script("--dry_run")
+  assert planned.returncode == 0, planned.stderr
+  assert planned.stdout.count("pending") == 3 and not workdir.exists()
+  # 20 + 40 + 30 steps of 4 x 32 tokens
+  assert "11.5k" in planned.stdout.splitlines()[-1]
+
+  obstacle = workdir / _run_ids(planned.stdout)[0] / "checkpoints"
+  obstacle.parent.mkdir(parents=True)
+  obstacle.write_text("not a directory")
+  begun = script()
+  assert begun.returncode == 1
+  failure, = re.findall("failed: (.*?): (.*)", begun.stderr)
+  assert failure[0] == obstacle.parent.name and "Error" in failure[1]
+  assert f"--workdir={workdir}" in begun.stderr  # the command that retries
+  assert "3 runs: 1 failed, 2 complete" in begun.stdout
+  assert "\033" not in begun.stdout
+  kept = {path: path.stat().st_mtime_ns for path in
+          workdir.glob("*/metrics.jsonl") if path.parent != obstacle.parent}
+  assert len(kept) == 2
+
+  obstacle.unlink()
+  retried = script()
+  assert retried.returncode == 0, retried.stderr
+  assert "3 runs: 1 complete, 2 skipped" in retried.stdout
+  assert {path: path.stat().st_mtime_ns for path in kept} == kept
+  states = sweep.ledger.sweep_state(workdir)
+  assert [state.result["steps"] for state in states] == [20, 40, 30]
+  # ln(257) = 5.55 before training
+  assert all(1 < state.loss < 5.5 for state in states)
+
+
+def _run_ids(table: str) -> list[str]:
+  """The first column of a dry run's table."""
+  return [line.split()[0] for line in table.splitlines()[1:-1]]
+
+
+@pytest.mark.parametrize("argument, expected", [
+    ("--config.duration.stepz=3", "did you mean 'steps'"),
+    ("--config.train.batch_size=0", "config.train.batch_size"),
+    ("--config.model.remat=None", "config.model.remat"),
+    ("--workerz=3", "workerz"),
+])
+def test_script_refuses_a_bad_command_line(
+    script: Callable, tmp_path: pathlib.Path, argument: str, expected: str,
+) -> None:
+  done = script(argument)
+  assert done.returncode == 2 and not (tmp_path / "sweep").exists()
+  assert expected in done.stderr and "Traceback" not in done.stderr
+
+
+def test_script_overrides_hold_for_every_run(script: Callable) -> None:
+  done = script("--dry_run", "--config.seed=7", "--config.duration.steps=None",
+                "--config.duration.tokens=999")
+  # The cells differ in duration.steps only, which was unset.
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.count("pending") == 1
+  assert "1.02k" in done.stdout  # 8 steps of 4 x 32 tokens
+
+
+LAUNCHER = textwrap.dedent("""
+    import json, sys
+    from tfjax import config, sweep
+    base = config.from_dict(json.loads(sys.argv[1]))
+    specs = sweep.plan(base, json.loads(sys.argv[2]))
+    try:
+      sweep.launch(specs, sys.argv[3], workers=1, runner="test_launch:act")
+    except sweep.Interrupted as error:
+      print(*(one.state.status for one in error.outcomes))
+    """)
+
+
+@pytest.mark.parametrize("seed, signals, said", [
+    (IS_SLOW, [signal.SIGINT], "interrupted pending"),
+    (IS_SLOW, [signal.SIGTERM], "interrupted pending"),
+    (IS_DEAF, [signal.SIGINT, signal.SIGINT], "interrupted pending"),
+    (IS_SLOW, [signal.SIGKILL], ""),
+])
+def test_a_signal_to_the_launcher_leaves_no_process(
+    make_specs: Callable, tmp_path: pathlib.Path, seed: int,
+    signals: list[int], said: str) -> None:
+  cells = [{"seed": seed, "duration.steps": 20},
+           {"seed": 10, "duration.steps": 10}]
+  first, _ = make_specs(*cells)
+  arguments = [json.dumps(config_lib.to_dict(first.config)),
+               json.dumps(cells), str(tmp_path)]
+  with subprocess.Popen([sys.executable, "-c", LAUNCHER, *arguments],
+                        stdout=subprocess.PIPE, text=True) as launcher:
+    pid = int(_wait_for((tmp_path / first.run_id / "pid").read_text))
+    for signum in signals:
+      launcher.send_signal(signum)
+      time.sleep(0.5)
+    assert launcher.communicate(timeout=30)[0].strip() == said
+  _wait_for(lambda: not _is_alive(pid))
+  states = sweep.ledger.sweep_state(tmp_path)
+  assert [state.status for state in states] == ["interrupted", "pending"]
+
+
+def _is_alive(pid: int) -> bool:
+  """Whether the process runs; one that nobody has buried does not."""
+  try:
+    os.kill(pid, 0)
+    status = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
+    return status.split()[0] != "Z"
+  except (ProcessLookupError, FileNotFoundError):
+    return False
+
+
+def _wait_for(look: Callable[[], Any], seconds: float = 30.0) -> Any:
+  """What `look` finds, once it finds something."""
+  end = time.monotonic() + seconds
+  while time.monotonic() < end:
+    try:
+      if found := look():
+        return found
+    except FileNotFoundError:
+      pass
+    time.sleep(0.05)
+  raise TimeoutError(f"nothing came within {seconds} s")

@@ -1,0 +1,119 @@
+"""Lists of overrides, and the specs that are made of them."""
+
+import pathlib
+
+import ml_collections
+import pytest
+
+from tfjax import config as config_lib
+from tfjax import sweep
+
+
+@pytest.fixture(name="base")
+def base_fixture(tmp_path: pathlib.Path) -> ml_collections.ConfigDict:
+  """A run of 10 steps of 4 x 32 tokens on 20,000 bytes of synthetic text."""
+  config = config_lib.default()
+  config_lib.override(config, {
+      "data.corpus": "synthetic", "data.synthetic.num_bytes": 20_000,
+      "data.synthetic.document_bytes": 1_000, "data.tokenizer.kind": "byte",
+      "data.cache_dir": str(tmp_path / "cache"), "model.size": "3k",
+      "model.context_length": 32, "train.batch_size": 4,
+      "duration.steps": 10})
+  return config
+
+
+def test_product_varies_the_last_fastest() -> None:
+  cells = sweep.product(sweep.axis("a", [1, 2]), sweep.axis("b", "xy"))
+  assert cells == [{"a": 1, "b": "x"}, {"a": 1, "b": "y"},
+                   {"a": 2, "b": "x"}, {"a": 2, "b": "y"}]
+
+
+def test_zip_pairs_and_refuses_different_lengths() -> None:
+  assert sweep.zip_(sweep.axis("a", [1, 2]), sweep.axis("b", [3, 4])) == [
+      {"a": 1, "b": 3}, {"a": 2, "b": 4}]
+  with pytest.raises(ValueError, match=r"\[2, 1\]"):
+    sweep.zip_(sweep.axis("a", [1, 2]), sweep.axis("b", [3]))
+
+
+def test_chain_appends_copies() -> None:
+  one = sweep.axis("a", [1])
+  cells = sweep.chain(one, sweep.axis("b", [2]))
+  cells[0]["c"] = 3
+  assert cells == [{"a": 1, "c": 3}, {"b": 2}] and one == [{"a": 1}]
+
+
+def test_combining_one_key_twice_is_refused() -> None:
+  with pytest.raises(ValueError, match="both set a"):
+    sweep.product(sweep.axis("a", [1]), sweep.axis("a", [2]))
+
+
+def test_specs_carry_config_and_budget_in_order(
+    base: ml_collections.ConfigDict) -> None:
+  before = base.to_json()
+  cells = sweep.product(sweep.axis("model.size", ["6k", "3k"]),
+                        sweep.axis("duration.steps", [20, 10]))
+  specs = sweep.plan(base, cells)
+  assert [spec.overrides for spec in specs] == cells
+  assert [spec.config.model.num_layers for spec in specs] == [2, 2, 1, 1]
+  # steps x 4 sequences x 32 tokens
+  assert [spec.budget.tokens for spec in specs] == [2560, 1280, 2560, 1280]
+  assert len({spec.run_id for spec in specs}) == 4
+  assert base.to_json() == before
+  assert [spec.run_id for spec in sweep.plan(base, cells)] == [
+      spec.run_id for spec in specs]
+
+
+def test_all_bad_cells_are_named_and_no_store_is_built(
+    base: ml_collections.ConfigDict) -> None:
+  cells = [{"seed": 1}, {"model.sise": "3k"}, {"train.batch_size": "4"},
+           {"model.num_heads": 3}]
+  with pytest.raises(sweep.PlanError) as caught:
+    sweep.plan(base, cells)
+  problems = caught.value.problems
+  assert [problem.partition(" (")[0] for problem in problems] == [
+      "cell 2", "cell 3", "cell 4"]
+  assert "model.sise" in problems[0] and "did you mean 'size'" in problems[0]
+  assert "train.batch_size=4" in problems[1] and "must be int" in problems[1]
+  assert "config.model.num_heads" in problems[2]
+  assert all(problem in str(caught.value) for problem in problems)
+  assert not pathlib.Path(base.data.cache_dir).exists()
+
+
+def test_more_tokens_than_the_data_names_the_cell(
+    base: ml_collections.ConfigDict) -> None:
+  with pytest.raises(sweep.PlanError) as caught:
+    sweep.plan(base, sweep.axis("duration.steps", [10, 1000]))
+  problem, = caught.value.problems
+  assert "cell 2 (duration.steps=1000)" in problem
+  assert "data.max_epochs" in problem
+
+
+def test_the_same_cell_twice_is_one_run(
+    base: ml_collections.ConfigDict) -> None:
+  by_shape = {"model.size": None, "model.d_model": 16, "model.num_layers": 1,
+              "model.num_heads": 1}
+  specs = sweep.plan(base, [{"seed": 1}, {}, {"seed": 1}, by_shape])
+  assert [spec.overrides for spec in specs] == [{"seed": 1}, {}]
+
+
+def test_cells_that_differ_in_no_result_are_refused(
+    base: ml_collections.ConfigDict) -> None:
+  with pytest.raises(sweep.PlanError, match="only in train.log_every_steps"):
+    sweep.plan(base, sweep.axis("train.log_every_steps", [5, 10]))
+
+
+def test_an_empty_sweep_is_refused(base: ml_collections.ConfigDict) -> None:
+  with pytest.raises(sweep.PlanError, match="empty"):
+    sweep.plan(base, [])
+
+
+def test_of_a_frozen_config_derived_values_follow(
+    base: ml_collections.ConfigDict) -> None:
+  cells = sweep.axis("model.size", ["3k", "14k"])
+  frozen = sweep.plan(config_lib.resolve(base), cells)
+  assert frozen == sweep.plan(base, cells)
+  assert [spec.config.model.d_ff for spec in frozen] == [64, 96]
+
+  config_lib.override(base, {"model.d_ff": 40})
+  chosen = sweep.plan(config_lib.resolve(base), cells)
+  assert [spec.config.model.d_ff for spec in chosen] == [40, 40]
