@@ -16,7 +16,7 @@ import signal
 import threading
 import time
 import traceback
-from typing import Any, Iterator
+from typing import Any, Callable, Iterator
 
 import jax
 import numpy as np
@@ -47,13 +47,14 @@ def run(
     *,
     sweep: str | None = None,
     run_id: str | None = None,
+    on_row: Callable[[dict[str, Any]], None] | None = None,
 ) -> records.RunRecord:
   """Trains `config` in workdir/RUN_ID and returns its record.
 
   A run that has finished before is not run again; one that was interrupted
   goes on from its checkpoint and ends with the same parameters and rows. A
   loss that is not finite ends the run as `diverged`; SIGTERM or SIGINT save a
-  checkpoint and end it as `interrupted`.
+  checkpoint and end it as `interrupted`. `on_row` sees each metrics row.
 
   Raises:
     ConfigError: before any compute.
@@ -71,7 +72,7 @@ def run(
     started_at = records.now()
     try:
       with _stop_requested() as stop:
-        result = _Run(config, run_dir, sweep, started_at).train(stop)
+        result = _Run(config, run_dir, sweep, started_at, on_row).train(stop)
     except config_lib.ConfigError:
       raise
     except Exception as error:
@@ -90,8 +91,10 @@ class _Run:
   """The parts of one run, made in order; `train` uses them."""
 
   def __init__(self, config: config_lib.ExperimentConfig,
-               run_dir: pathlib.Path, sweep: str | None, started_at: str):
+               run_dir: pathlib.Path, sweep: str | None, started_at: str,
+               on_row: Callable[[dict[str, Any]], None] | None):
     self.run_dir, self.sweep, self.started_at = run_dir, sweep, started_at
+    self.on_row = on_row
     self.config_hash = config_lib.config_hash(config)
     _use_compilation_cache(config.runtime)
     self.store = store_lib.build(config.data)
@@ -203,9 +206,14 @@ class _Run:
         step == self.budget.steps or not math.isfinite(loss)):
       row.update(seconds=self.clock.seconds(),
                  tokens_per_second=self.clock.rate_since_last())
-      self.metrics.write(row)
-      self.mirror.log(row)
+      self._write(row)
     return row
+
+  def _write(self, row: dict[str, Any]) -> None:
+    self.metrics.write(row)
+    self.mirror.log(row)
+    if self.on_row is not None:
+      self.on_row(row)
 
   def _position(self, step: int) -> dict[str, float]:
     tokens = step * self.budget.batch_tokens
@@ -226,8 +234,7 @@ class _Run:
     row = dict(kind="evaluation", step=step, **self._position(step),
                loss=result.loss, loss_stderr=result.loss_stderr,
                bits_per_byte=result.bits_per_byte)
-    self.metrics.write(row)
-    self.mirror.log(row)
+    self._write(row)
 
   def _record(self, steps: int, status: str,
               reason: str | None) -> records.RunRecord:

@@ -21,6 +21,7 @@ from tfjax import objectives
 from tfjax.models import transformer
 from tfjax.train import optimizers
 from tfjax.train import sharding
+from tfjax.train import tuning
 
 
 @struct.dataclass
@@ -53,8 +54,12 @@ class Steps:
 
   def __init__(self, model_config: config_lib.ModelConfig, objective: str,
                optimizer_config: config_lib.OptimizerConfig,
-               train_config: config_lib.TrainConfig, mesh: Mesh):
+               train_config: config_lib.TrainConfig, mesh: Mesh,
+               part_tokens: int | None = None):
+    """Args: as `steps_for`; `part_tokens` limits the tokens that a device
+    computes at once, by more accumulation steps where need be."""
     self.mesh = mesh
+    self._part_tokens = part_tokens
     backend = mesh.devices.flat[0].platform
     self.model = transformer.create(model_config, backend, train_config.dtype)
     self.objective = objectives.OBJECTIVES[objective]
@@ -154,7 +159,7 @@ class Steps:
     def loss(params, windows, weights):
       return self.objective.loss_sum(self.model, params, windows, weights)
     gradient = jax.value_and_grad(loss, has_aux=True)
-    parts = self.accumulation_steps
+    parts = self._parts(batch)
     if parts == 1:
       (total, weight), gradients = gradient(
           params, batch.windows, batch.weights)
@@ -176,6 +181,16 @@ class Steps:
     return sums
 
 
+  def _parts(self, batch: Batch) -> int:
+    """How many parts a batch is computed in: what was asked for, or more."""
+    rows, parts = batch.windows.shape[0], self.accumulation_steps
+    tokens = rows // self.mesh.size * (batch.windows.shape[1] - 1)
+    while (self._part_tokens and tokens // parts > self._part_tokens and
+           rows % (2 * parts * self.mesh.size) == 0):
+      parts *= 2
+    return parts
+
+
 _kept_steps = functools.lru_cache(maxsize=8)(Steps)
 
 
@@ -190,7 +205,9 @@ def steps_for(config: config_lib.ExperimentConfig, mesh: Mesh) -> Steps:
   train = dataclasses.replace(
       config.train, batch_size=config.train.accumulation_steps,
       log_every_steps=1)
-  return _kept_steps(config.model, config.objective, optimizer, train, mesh)
+  backend = mesh.devices.flat[0].platform
+  return _kept_steps(config.model, config.objective, optimizer, train, mesh,
+                     tuning.part_tokens(config.runtime, backend))
 
 
 def put(batch_sharding: NamedSharding, windows, weights) -> Batch:

@@ -39,6 +39,19 @@ def process_environment(
   }
 
 
+def part_tokens(
+    runtime: config_lib.RuntimeConfig, backend: str,
+) -> int | None:
+  """The most tokens that a device should compute at once; None: no limit.
+
+  On a CPU the activations of a large batch pass through memory once an
+  operation; those of a part stay in cache.
+  """
+  if runtime.cpu_tuning == "off" or backend != "cpu":
+    return None
+  return 1024
+
+
 def has_accelerator(environment: Mapping[str, str] = os.environ) -> bool:
   """Whether JAX would find one; looks for device files, starts nothing."""
   platforms = environment.get("JAX_PLATFORMS", "")

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trains one experiment.
+
+    scripts/train.py --config=experiments/quickstart.py --workdir=runs/single \
+        [--config.key=value ...] [--help_config]
+
+Started again, it goes on from its checkpoint; a finished run is not run again.
+Exits with 0 when the run is complete, 1 when it failed or diverged, 2 when the
+config cannot be run, 130 when it was stopped.
+"""
+
+import logging
+import pathlib
+import sys
+from typing import Sequence
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+# pylint: disable=wrong-import-position
+from absl import app
+from absl import flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+from tfjax import config as config_lib
+from tfjax.train import tuning
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "experiment file; --config.key=value overrides a value")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", "runs/single", "the run gets a directory of its own below it")
+_HELP = flags.DEFINE_bool(
+    "help_config", False, "list every config key with its type and meaning")
+flags.mark_flag_as_required("config")
+
+_EXIT = {"complete": 0, "interrupted": 130}
+
+
+def main(arguments: Sequence[str]) -> int:
+  if len(arguments) > 1:
+    raise app.UsageError(f"unknown argument {arguments[1]!r}")
+  if _HELP.value:
+    print("\n".join(config_lib.describe()))
+    return 0
+  absl_logging.set_verbosity(absl_logging.WARNING)
+  try:
+    config = config_lib.resolve(_CONFIG.value)
+    tuning.restart_tuned(config.runtime)
+    from tfjax import train  # pylint: disable=import-outside-toplevel
+    logging.getLogger().setLevel(logging.INFO)
+    record = train.run(config, _WORKDIR.value, on_row=_print_row)
+  except config_lib.ConfigError as error:
+    print(error, file=sys.stderr)
+    return 2
+  print(f"{record.status}: {pathlib.Path(_WORKDIR.value) / record.run_id}")
+  if record.loss is not None:
+    error = ("" if record.loss_stderr is None
+             else f" +- {record.loss_stderr:.4f}")
+    print(f"held-out loss {record.loss:.4f}{error} nats a token, "
+          f"{record.bits_per_byte:.4f} bits a byte, after "
+          f"{record.tokens_seen:,} tokens and {record.flops_total:.3g} FLOPs")
+  if record.status_reason:
+    print(record.status_reason)
+  return _EXIT.get(record.status, 1)
+
+
+def _print_row(row: dict[str, object]) -> None:
+  """One line of metrics on the terminal."""
+  rate = row.get("tokens_per_second")
+  print(f"{row['kind']:<10} step {row['step']:>7}  loss {row['loss']:.4f}"
+        + (f"  {rate:,.0f} tokens/s" if rate else ""), flush=True)
+
+
+if __name__ == "__main__":
+  app.run(main)

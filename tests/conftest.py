@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all tests share: eight simulated devices, one cache of compiled code,
+one of token stores, and a run that trains in a blink."""
+
+import os
+import pathlib
+from typing import Any, Callable
+
+# Before JAX is imported. One cache for all tests, workers and the processes
+# that they start, kept from one test run to the next.
+XLA_CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "xla"
+os.environ.update(
+    JAX_PLATFORMS="cpu",
+    JAX_NUM_CPU_DEVICES="8",
+    JAX_COMPILATION_CACHE_DIR=str(XLA_CACHE),
+    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+    WANDB_MODE="offline",
+    NETRC=os.devnull,
+)
+for name in ("WANDB_API_KEY", "WANDB_BASE_URL"):
+  os.environ.pop(name, None)
+
+import pytest  # pylint: disable=wrong-import-position
+
+from tfjax import config as config_lib  # pylint: disable=wrong-import-position
+
+MakeConfig = Callable[..., config_lib.ExperimentConfig]
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+  """Token stores, built once by whichever worker comes first."""
+  base = tmp_path_factory.getbasetemp()
+  if "PYTEST_XDIST_WORKER" in os.environ:
+    base = base.parent
+  return base / "token-stores"
+
+
+@pytest.fixture(scope="session")
+def make_config(cache_dir: pathlib.Path) -> MakeConfig:
+  """make_config({"train.batch_size": 4}): a tiny run with dotted changes."""
+  def make(changes: dict[str, Any] | None = None, /
+           ) -> config_lib.ExperimentConfig:
+    config = config_lib.default()
+    values = {
+        "name": "test",
+        "model.size": "3k",
+        "model.context_length": 16,
+        "data.corpus": "synthetic",
+        "data.synthetic.num_bytes": 30_000,
+        "data.synthetic.document_bytes": 500,
+        "data.tokenizer.kind": "byte",
+        "data.cache_dir": str(cache_dir),
+        "duration.steps": 6,
+        "train.batch_size": 8,
+        "train.log_every_steps": 1,
+        "evaluation.tokens": 256,
+        "tracking.wandb": "disabled",
+        "runtime.num_devices": 1,
+        "runtime.compilation_cache_dir": os.environ[
+            "JAX_COMPILATION_CACHE_DIR"],
+    }
+    changes = changes or {}
+    if any(key.startswith("duration.") for key in changes):
+      del values["duration.steps"]
+    if "model.d_model" in changes:
+      del values["model.size"]
+    config_lib.override(config, values | changes)
+    return config_lib.resolve(config)
+  return make

@@ -1,0 +1,339 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configs: known keys, checked values, one hash for one result."""
+
+import dataclasses
+import json
+import pathlib
+import typing
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+import pytest
+
+from tfjax import config as config_lib
+
+SMALL = {"model.size": "3k", "duration.steps": 10}
+
+
+def resolve(changes: dict[str, Any] | None = None,
+            base: dict[str, Any] | None = None) -> config_lib.ExperimentConfig:
+  config = config_lib.default()
+  config_lib.override(config, SMALL if base is None else base)
+  config_lib.override(config, changes or {})
+  return config_lib.resolve(config)
+
+
+def leaves(cls: type = config_lib.ExperimentConfig, prefix: str = ""
+           ) -> list[tuple[str, dataclasses.Field, Any]]:
+  """(dotted key, field, type) of every value."""
+  found = []
+  hints = typing.get_type_hints(cls)
+  for entry in dataclasses.fields(cls):
+    if dataclasses.is_dataclass(hints[entry.name]):
+      found += leaves(hints[entry.name], f"{prefix}{entry.name}.")
+    else:
+      found.append((prefix + entry.name, entry, hints[entry.name]))
+  return found
+
+
+LEAVES = leaves()
+
+
+def another(key: str, entry: dataclasses.Field, hint: Any) -> Any:
+  """A value that the field may have and that is not its default."""
+  hint = next((h for h in typing.get_args(hint) if h is not type(None)), hint) \
+      if type(None) in typing.get_args(hint) else hint
+  if hint is bool:
+    return not entry.default
+  if hint is tuple or typing.get_origin(hint) is tuple:
+    return ("a.txt", "b.txt")
+  candidates = {
+      int: [1, 2, 7, 300, 30_000],
+      float: [0.25, 0.125, 1.5, 3.5],
+      str: ["elsewhere", "3k", "rotary", "swiglu", "rms_norm", "dots",
+            "reference", "byte", "stdlib", "line", "wsd", "bfloat16",
+            "offline", "on"],
+  }[hint]
+  check = entry.metadata["check"]
+  for value in candidates:
+    if value != entry.default and (check is None or check(value) is None):
+      return value
+  pytest.skip(f"{key} has one valid value only")
+
+
+# --- Keys and types ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("key, named, valid", [
+    ("model.d_modl", "config.model.d_modl", "did you mean 'd_model'"),
+    ("modle.d_model", "config.modle", "did you mean 'model'"),
+    ("trian", "config.trian", "did you mean 'train'"),
+    ("data.tokenizer.knid", "config.data.tokenizer.knid", "'kind'"),
+    ("model.size.big", "config.model.size", "no keys below"),
+    ("qqq", "config.qqq", "valid here: checkpoint, data, duration"),
+])
+def test_an_unknown_key_is_named_with_what_is_valid(
+    key: str, named: str, valid: str) -> None:
+  with pytest.raises(config_lib.ConfigError) as error:
+    config_lib.override(config_lib.default(), {key: 1})
+  assert str(error.value).startswith(named + ":")
+  assert valid in str(error.value)
+
+
+def test_the_config_dict_is_locked() -> None:
+  config = config_lib.default()
+  with pytest.raises(AttributeError, match="d_modl(.|\n)*d_model"):
+    config.model.d_modl = 3
+  with pytest.raises(TypeError, match="batch_size"):
+    config.train.batch_size = "many"
+
+
+@pytest.mark.parametrize("key, value, expected", [
+    ("model.d_model", "wide", "int"),
+    ("model.d_model", 16.0, "int"),
+    ("model.d_model", True, "int"),
+    ("model.use_bias", 1, "bool"),
+    ("optimizer.learning_rate", "fast", "float"),
+    ("optimizer.learning_rate", None, "float"),
+    ("optimizer.learning_rate", float("nan"), "finite"),
+    ("duration.flops", float("inf"), "finite"),
+    ("train.batch_size", None, "int"),
+    ("data.files", "a.txt", "tuple"),
+    ("data.files", (1,), "str"),
+    ("name", 3, "str"),
+])
+def test_a_wrong_type_is_named_with_the_right_one(
+    key: str, value: Any, expected: str) -> None:
+  with pytest.raises(config_lib.ConfigError) as error:
+    resolve({key: value})
+  assert str(error.value).startswith(f"config.{key}: must be ")
+  assert expected in str(error.value)
+
+
+@pytest.mark.parametrize("key, value, valid", [
+    ("model.family", "decodr", "did you mean 'decoder'"),
+    ("model.size", "4k", "'3k'"),
+    ("model.positions", "rotery", "did you mean 'rotary'"),
+    ("model.remat", "all", "'full'"),
+    ("model.context_length", 0, "at least 1"),
+    ("optimizer.learning_rate", 0.0, "more than 0"),
+    ("optimizer.beta1", 1.5, "between 0 and 1"),
+    ("data.validation_fraction", 0.9, "between 1e-06 and 0.5"),
+    ("data.tokenizer.vocab_size", 100, "at least 258"),
+    ("data.max_epochs", -1.0, "more than 0"),
+    ("train.dtype", "float16", "'bfloat16'"),
+    ("tracking.wandb", "off", "'disabled'"),
+    ("duration.steps", 0, "at least 1"),
+])
+def test_a_value_out_of_range_is_named_with_the_range(
+    key: str, value: Any, valid: str) -> None:
+  with pytest.raises(config_lib.ConfigError) as error:
+    resolve({key: value})
+  assert str(error.value).startswith(f"config.{key}: ")
+  assert valid in str(error.value)
+  assert repr(value) in str(error.value)
+
+
+def test_every_field_has_a_doc_a_type_and_a_valid_default() -> None:
+  for key, entry, hint in LEAVES:
+    assert entry.metadata["doc"].strip(), key
+    assert hint is not Any, key
+    check = entry.metadata["check"]
+    if check is not None and entry.default is not None:
+      assert check(entry.default) is None, key
+    numeric = {int, float} & {hint, *typing.get_args(hint)}
+    assert check is not None or not numeric, f"{key} has no check"
+
+
+def test_describe_has_a_line_for_every_field() -> None:
+  lines = config_lib.describe()
+  assert [line.split(":")[0] for line in lines] == [k for k, *_ in LEAVES]
+  assert any(line.startswith("train.batch_size: int = 16  sequences a step")
+             for line in lines)
+
+
+# --- The fields against each other -------------------------------------------
+
+
+@pytest.mark.parametrize("changes, key, valid", [
+    ({"model.size": None, "model.d_model": 20, "model.num_layers": 1,
+      "model.num_heads": 3}, "model.num_heads",
+     "3 does not divide model.d_model 20; valid: 1, 2, 4, 5, 10, 20"),
+    ({"model.d_model": 32}, "model.d_model", "set model.size to None"),
+    ({"model.size": None, "model.d_model": 32}, "model.num_layers",
+     "set model.size (one of 3k, 6k"),
+    ({"model.size": None, "model.d_model": 6, "model.num_layers": 1,
+      "model.num_heads": 2, "model.positions": "rotary"}, "model.num_heads",
+     "even head width"),
+    ({"train.batch_size": 6, "train.accumulation_steps": 4},
+     "train.accumulation_steps", "4 does not divide train.batch_size 6"),
+    ({"data.tokenizer.kind": "directory"}, "data.tokenizer.path", "directory"),
+    ({"data.tokenizer.path": "somewhere"}, "data.tokenizer.path", "directory"),
+    ({"data.corpus": "files"}, "data.files", "must be set"),
+    ({"data.files": ("a.txt",)}, "data.files", "data.corpus='files'"),
+    ({"data.corpus": "hub"}, "data.hub_name", "must be set"),
+    ({"optimizer.schedule": "wsd", "optimizer.warmup_fraction": 0.5,
+      "optimizer.decay_fraction": 0.6}, "optimizer.decay_fraction",
+     "must not exceed 1 together"),
+    ({"optimizer.beta2": 1.0}, "optimizer.beta2", "less than 1"),
+    ({"duration.steps": None}, "duration", "none is set"),
+    ({"duration.tokens": 100}, "duration", "steps and tokens are set"),
+])
+def test_a_contradiction_is_named_with_the_remedy(
+    changes: dict[str, Any], key: str, valid: str) -> None:
+  with pytest.raises(config_lib.ConfigError) as error:
+    resolve(changes)
+  assert error.value.key == key
+  assert str(error.value).startswith(f"config.{key}: ")
+  assert valid in str(error.value)
+
+
+def test_what_follows_is_filled_in() -> None:
+  model = resolve({"model.size": "98k"}).model
+  assert (model.d_model, model.num_layers, model.num_heads) == (64, 2, 4)
+  assert model.d_ff == 256 and model.head_dim == 16
+  # 8/3 of 64 is 170.67, and the next multiple of 8 is 176.
+  assert resolve({"model.size": "98k", "model.activation": "swiglu"}
+                 ).model.d_ff == 176
+  assert resolve({"model.d_ff": 40}).model.d_ff == 40
+
+
+# --- Ways in and out ---------------------------------------------------------
+
+
+def test_round_trip_through_json() -> None:
+  config = resolve({
+      "data.corpus": "files", "data.files": ["a.txt", "b/*.md"],
+      "optimizer.clip_norm": None, "checkpoint.every_steps": 7,
+      "optimizer.learning_rate": 1e-3 / 3, "model.num_heads": 1})
+  text = json.dumps(config_lib.to_dict(config), allow_nan=False)
+  again = config_lib.from_dict(json.loads(text))
+  assert again == config
+  assert again.data.files == ("a.txt", "b/*.md")
+  assert config_lib.config_hash(again) == config_lib.config_hash(config)
+  hash(again)  # frozen all the way down
+
+
+def test_from_dict_checks_again() -> None:
+  values = config_lib.to_dict(resolve())
+  values["train"]["batch_sise"] = 4
+  with pytest.raises(config_lib.ConfigError, match="did you mean 'batch_size'"):
+    config_lib.from_dict(values)
+  with pytest.raises(config_lib.ConfigError, match="config.model: must be a "
+                     "group"):
+    config_lib.from_dict({"model": 3})
+
+
+def test_replace_changes_a_copy() -> None:
+  config = resolve()
+  changed = config_lib.replace(config, train__batch_size=4, seed=5)
+  assert (changed.train.batch_size, changed.seed) == (4, 5)
+  assert config.train.batch_size == 16
+  with pytest.raises(config_lib.ConfigError, match="config.train.batch_size"):
+    config_lib.replace(config, train__batch_size=0)
+
+
+def test_load_reads_an_experiment_and_overrides_it(
+    tmp_path: pathlib.Path) -> None:
+  path = tmp_path / "experiment.py"
+  path.write_text(
+      "from tfjax import config as config_lib\n"
+      "def get_config():\n"
+      "  config = config_lib.default()\n"
+      "  config.model.size = '6k'\n"
+      "  config.duration.steps = 5\n"
+      "  return config\n", encoding="utf-8")
+  config = config_lib.load(path, {"duration.steps": None,
+                                  "duration.epochs": 2})
+  assert config.model.num_layers == 2
+  assert config.duration == config_lib.DurationConfig(epochs=2.0)
+  with pytest.raises(FileNotFoundError, match="nowhere.py"):
+    config_lib.load(tmp_path / "nowhere.py")
+  path.write_text("", encoding="utf-8")
+  with pytest.raises(config_lib.ConfigError, match=r"get_config\(\)"):
+    config_lib.load(path)
+
+
+def from_command_line(*arguments: str) -> config_lib.ExperimentConfig:
+  values = flags.FlagValues()
+  command = ["program", *arguments]
+  config_flags.DEFINE_config_dict(
+      "config", config_lib.default(), flag_values=values, sys_argv=command)
+  values(command)
+  return config_lib.resolve(values["config"].value)
+
+
+# What must be set beside a key for the whole to be valid.
+SHAPE = {"model.d_model", "model.num_layers", "model.num_heads"}
+BESIDE = {
+    "data.files": {"data.corpus": "files"},
+    "data.hub_name": {"data.corpus": "hub"},
+    "data.tokenizer.path": {"data.tokenizer.kind": "directory"},
+}
+
+
+@pytest.mark.parametrize("key, entry, hint", LEAVES,
+                         ids=[key for key, *_ in LEAVES])
+def test_every_field_can_be_set_on_the_command_line(
+    key: str, entry: dataclasses.Field, hint: Any) -> None:
+  value = another(key, entry, hint)
+  given = BESIDE.get(key, {}) | {key: value}
+  if not key.startswith("duration."):
+    given["duration.steps"] = 10
+  if key in SHAPE:
+    given |= {other: 7 for other in SHAPE - {key}} | {"model.num_heads": 1}
+    value = given[key]
+  else:
+    given.setdefault("model.size", "3k")
+  config: Any = from_command_line(
+      *(f"--config.{name}={setting}" for name, setting in given.items()))
+  for name in key.split("."):
+    config = getattr(config, name)
+  assert config == value and value != entry.default
+
+
+@pytest.mark.parametrize("argument", [
+    "--config.model.d_modl=3", "--config.train.batch_size=many",
+    "--config.optimizer.learning_rate=fast"])
+def test_a_bad_argument_stops_at_once(argument: str) -> None:
+  with pytest.raises((AttributeError, ValueError, KeyError,
+                      flags.Error)) as error:
+    from_command_line(
+        "--config.model.size=3k", "--config.duration.steps=1", argument)
+  assert argument.split("=")[0].rpartition(".")[2] in str(error.value)
+
+
+# --- Identity ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key, entry, hint", LEAVES,
+                         ids=[key for key, *_ in LEAVES])
+def test_the_hash_changes_with_what_shapes_the_result(
+    key: str, entry: dataclasses.Field, hint: Any) -> None:
+  groups = {"checkpoint", "tracking", "runtime"}
+  same = key.split(".")[0] in groups or key in {
+      "name", "model.attention", "data.cache_dir", "train.log_every_steps",
+      "evaluation.every_steps", "evaluation.batch_size"}
+  if key == "model.size":
+    pytest.skip("stands for the three numbers that it sets")
+  base = resolve()
+  # Replaced without checks: what is valid together is another test's matter.
+  *parents, leaf = key.split(".")
+  def put(node: Any, names: list[str]) -> Any:
+    if not names:
+      return dataclasses.replace(node, **{leaf: another(key, entry, hint)})
+    return dataclasses.replace(
+        node, **{names[0]: put(getattr(node, names[0]), names[1:])})
+  changed = put(base, parents)
+  if changed == base:
+    pytest.skip("the base has this value already")
+  equal = config_lib.config_hash(changed) == config_lib.config_hash(base)
+  assert equal == same
+
+
+def test_the_hash_does_not_tell_a_size_from_its_numbers() -> None:
+  spelt = resolve({"model.size": None, "model.d_model": 16,
+                   "model.num_layers": 1, "model.num_heads": 1})
+  assert config_lib.config_hash(spelt) == config_lib.config_hash(resolve())
+  assert len(config_lib.config_hash(spelt)) == 12
