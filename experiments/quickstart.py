@@ -6,6 +6,8 @@ State of the Union addresses. The runs with the most compute are left out of
 the fit and predicted.
 """
 
+from typing import Any
+
 import ml_collections
 
 from tfjax import config as config_lib
@@ -35,7 +37,7 @@ def get_config() -> ml_collections.ConfigDict:
   return config
 
 
-def get_sweep(config: ml_collections.ConfigDict) -> list[sweep.Overrides]:
+def get_sweep(config: ml_collections.ConfigDict) -> list[dict[str, Any]]:
   """Every size with every number of tokens."""
   del config
   return sweep.product(

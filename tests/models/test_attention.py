@@ -45,8 +45,9 @@ def test_the_reference_is_the_formula() -> None:
   np.testing.assert_allclose(attention.reference(q, k, v), expected, atol=2e-6)
 
 
-@pytest.mark.parametrize("name", FAST)
-@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("name, length", [
+    *(("block_causal", length) for length in LENGTHS),
+    ("dot_product", 1), ("dot_product", 65)])
 def test_values_and_gradients_match_the_reference(
     name: str, length: int) -> None:
   *qkv, dout = heads(length)
@@ -62,8 +63,8 @@ def test_values_and_gradients_match_the_reference(
     np.testing.assert_allclose(got, expected, atol=5e-6)
 
 
-@pytest.mark.parametrize("name", FAST)
-@pytest.mark.parametrize("length", (65, 200))
+@pytest.mark.parametrize("name, length", [
+    ("block_causal", 65), ("block_causal", 200), ("dot_product", 65)])
 def test_bfloat16_is_as_close_as_its_eight_bits(
     name: str, length: int) -> None:
   *qkv, dout = heads(length, "bfloat16")
@@ -80,11 +81,19 @@ def test_bfloat16_is_as_close_as_its_eight_bits(
 
 @pytest.mark.parametrize("name", ("reference", *FAST))
 def test_large_scores_do_not_overflow(name: str) -> None:
+  """Scores of some hundreds: each row is then nearly one of the values."""
   q, k, v, dout = heads(70, scale=30.0)
-  out, pull = jax.vjp(attention.IMPLEMENTATIONS[name], q, k, v)
+  out, pull = jax.jit(lambda *x: jax.vjp(
+      attention.IMPLEMENTATIONS[name], *x))(q, k, v)
   assert all(bool(jnp.isfinite(x).all()) for x in (out, *pull(dout)))
-  expected = by_hand(*(np.asarray(x, np.float64) for x in (q / 30, k, v)))
-  assert np.isfinite(expected).all()
+  scores = np.einsum("bnth,bnsh->bnts", q, k)
+  scores[..., ~np.tri(70, dtype=bool)] = -np.inf
+  best = np.take_along_axis(
+      np.asarray(v), scores.argmax(-1)[..., None], axis=2)
+  margin = np.sort(scores, -1)
+  clear = margin[..., -1] - margin[..., -2] > 100
+  assert clear.mean() > 0.5
+  np.testing.assert_allclose(np.asarray(out)[clear], best[clear], atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ("reference", *FAST))
@@ -95,7 +104,7 @@ def test_no_output_depends_on_what_comes_later(name: str) -> None:
 
   def early(k, v):
     return form(q, k, v)[:, :, :cut].sum()
-  for gradient in jax.grad(early, (0, 1))(k, v):
+  for gradient in jax.jit(jax.grad(early, (0, 1)))(k, v):
     assert np.all(np.asarray(gradient)[:, :, cut:] == 0)
     assert np.all(np.abs(np.asarray(gradient)[:, :, :cut]).max((0, 1, 3)) > 0)
 

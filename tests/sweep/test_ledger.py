@@ -46,8 +46,10 @@ def _at_work(workdir: pathlib.Path) -> Iterator[None]:
   with subprocess.Popen([sys.executable, "-c", HOLDER, lock],
                         stdout=subprocess.PIPE) as process:
     assert process.stdout.readline() == b"held\n"
-    yield
-    process.kill()
+    try:
+      yield
+    finally:
+      process.kill()
 
 
 def test_running_while_its_process_lives(tmp_path: pathlib.Path) -> None:
