@@ -16,11 +16,10 @@ the config cannot be run, 130 when it was stopped.
 import collections
 import copy
 import pathlib
-import re
 import shlex
 import sys
 import time
-from typing import Any, Sequence
+from typing import Sequence
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -30,6 +29,7 @@ import jax
 from ml_collections import config_flags
 from rich import console as console_lib
 
+from tfjax import commandline
 from tfjax import config as config_lib
 from tfjax import sweep
 from tfjax.data import corpora
@@ -47,14 +47,12 @@ _DRY_RUN = flags.DEFINE_bool(
 flags.mark_flags_as_required(["config", "workdir"])
 
 _PIPE_WIDTH = 160  # columns of a table that goes to a file or a pipe
-_OK, _FAILED, _REFUSED, _STOPPED = 0, 1, 2, 130
-
-_unset: dict[str, None] = {}  # keys given as --config.key=None
+_OK, _FAILED, _STOPPED = 0, 1, 130
 
 
 def main(arguments: Sequence[str]) -> int:
   if len(arguments) > 1:
-    return _refuse(f"unknown argument {arguments[1]!r}")
+    return commandline.refuse(f"unknown argument {arguments[1]!r}")
   # This process plans; accelerators and their memory are the workers'.
   jax.config.update("jax_platforms", "cpu")
   console = console_lib.Console()
@@ -72,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
     return _launch(console, specs)
   except (config_lib.ConfigError, sweep.PlanError, corpora.DataError,
           sweep.LaunchError) as error:
-    return _refuse(str(error))
+    return commandline.refuse(error)
   except KeyboardInterrupt:  # before the launch, which handles its own
     return _STOPPED
 
@@ -85,7 +83,7 @@ def _plan() -> list[sweep.RunSpec]:
         [f"{path} does not define get_sweep(config), the list of overrides "
          "to run"], 0)
   config = _CONFIG.value
-  given = {**config_flags.get_override_values(flags.FLAGS["config"]), **_unset}
+  given = commandline.overrides()
   config_lib.override(config, given)
   cells = module.get_sweep(copy.deepcopy(config))
   return sweep.plan(config, [{**cell, **given} for cell in cells])
@@ -131,42 +129,5 @@ def _summary(outcomes: Sequence[sweep.Outcome], seconds: float) -> str:
           f"{si(sum(one.flops_total for one in done))} FLOPs in completed runs")
 
 
-def _refuse(problem: str) -> int:
-  print(f"error: {problem}", file=sys.stderr)
-  return _REFUSED
-
-
-def _parse(arguments: list[str]) -> list[str]:
-  """Parses the command line; a bad one is an error for people."""
-  try:
-    kept = [one for one in arguments if not _is_unset(one)]
-    return flags.FLAGS(kept)
-  except (flags.Error, config_lib.ConfigError, FileNotFoundError) as error:
-    sys.exit(_refuse(str(error)))
-
-
-def _is_unset(argument: str) -> bool:
-  """Takes note of --config.key=None, which config_flags cannot express."""
-  match = re.fullmatch(r"--config\.([\w.]+)(?:=(.*))?", argument, re.DOTALL)
-  if not match:
-    return False
-  key, value = match.groups()
-  _check_known(key)
-  if value != "None":
-    return False
-  config_lib.override(config_lib.default(), {key: None})  # is it optional?
-  _unset[key] = None
-  return True
-
-
-def _check_known(key: str) -> None:
-  """Raises the ConfigError that names the valid keys."""
-  node: Any = config_lib.default()
-  for name in key.split("."):
-    if not hasattr(node, "keys") or name not in node:
-      config_lib.override(config_lib.default(), {key: None})
-    node = node[name]
-
-
 if __name__ == "__main__":
-  app.run(lambda arguments: sys.exit(main(arguments)), flags_parser=_parse)
+  app.run(lambda arguments: sys.exit(main(arguments)), flags_parser=commandline.parse)

@@ -22,7 +22,9 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from tfjax import commandline
 from tfjax import config as config_lib
+from tfjax.data import corpora
 from tfjax.train import tuning
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -44,14 +46,15 @@ def main(arguments: Sequence[str]) -> int:
     return 0
   absl_logging.set_verbosity(absl_logging.WARNING)
   try:
-    config = config_lib.resolve(_CONFIG.value)
+    config_dict = _CONFIG.value
+    config_lib.override(config_dict, commandline.overrides())
+    config = config_lib.resolve(config_dict)
     tuning.restart_tuned(config.runtime)
     from tfjax import train  # pylint: disable=import-outside-toplevel
     logging.getLogger().setLevel(logging.INFO)
     record = train.run(config, _WORKDIR.value, on_row=_print_row)
-  except config_lib.ConfigError as error:
-    print(error, file=sys.stderr)
-    return 2
+  except (config_lib.ConfigError, corpora.DataError) as error:
+    return commandline.refuse(error)
   print(f"{record.status}: {pathlib.Path(_WORKDIR.value) / record.run_id}")
   if record.loss is not None:
     error = ("" if record.loss_stderr is None
@@ -72,4 +75,4 @@ def _print_row(row: dict[str, object]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  app.run(main, flags_parser=commandline.parse)

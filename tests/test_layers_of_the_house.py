@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # Low to high; rooms of one layer may import each other.
 LAYERS = (
-    {"config", "ladder"},
+    {"config", "ladder", "commandline"},
     {"data", "models", "cost"},
     {"objectives"},
     {"train"},

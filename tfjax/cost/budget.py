@@ -121,4 +121,7 @@ def _wanted_tokens(
   }
   (key, value), = ((name, getattr(duration, name)) for name in tokens_of
                    if getattr(duration, name) is not None)
-  return tokens_of[key](value), key
+  wanted = tokens_of[key](value)
+  # A quotient that another budget printed must not gain a step by rounding.
+  whole = round(wanted)
+  return (whole if math.isclose(wanted, whole, rel_tol=1e-12) else wanted), key

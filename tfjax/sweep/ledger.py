@@ -18,7 +18,6 @@ from tfjax.train import records
 
 LOG = "log.txt"  # in a run's directory: what its worker printed
 _PLAN = "sweep.json"
-_LOCK = ".lock"  # held by tfjax.train.run while it is at the run
 _TAIL_BYTES = 1 << 16
 
 
@@ -133,7 +132,7 @@ def is_locked(run_dir: str | os.PathLike[str]) -> bool:
   to start, its worker would have to try again.
   """
   try:
-    file = open(pathlib.Path(run_dir) / _LOCK, "rb")
+    file = open(pathlib.Path(run_dir) / records.LOCK, "rb")
   except FileNotFoundError:
     return False
   with file:

@@ -29,7 +29,6 @@ from tfjax.train import loop
 
 # What an orphan may take to write a checkpoint, in seconds.
 _ORPHAN_GRACE = 60.0
-_CLAIM_ATTEMPTS = 3
 
 Runner = Callable[..., Any]
 
@@ -66,20 +65,17 @@ def _run(runner: Runner, task: dict[str, Any]) -> dict[str, Any]:
   run_dir = pathlib.Path(task["workdir"]) / task["run_id"]
   run_dir.mkdir(parents=True, exist_ok=True)
   config = config_lib.from_dict(task["config"])
-  for attempt in range(_CLAIM_ATTEMPTS):
-    time.sleep(attempt * 0.2)
-    with _output_to(run_dir / ledger.LOG):
-      try:
-        record = runner(config, task["workdir"], sweep=task["sweep"],
-                        run_id=task["run_id"])
-      except loop.RunDirectoryBusyError:
-        continue  # perhaps only by somebody's look at the lock
-      except Exception as error:  # the sweep goes on without this run
-        traceback.print_exc()
-        return dict(event="failed", reason=_reason(error))
-    interrupted = record.status == "interrupted"
-    return dict(event="interrupted" if interrupted else "finished")
-  return dict(event="busy")
+  with _output_to(run_dir / ledger.LOG):
+    try:
+      record = runner(config, task["workdir"], sweep=task["sweep"],
+                      run_id=task["run_id"])
+    except loop.RunDirectoryBusyError:
+      return dict(event="busy")
+    except Exception as error:  # the sweep goes on without this run
+      traceback.print_exc()
+      return dict(event="failed", reason=_reason(error))
+  interrupted = record.status == "interrupted"
+  return dict(event="interrupted" if interrupted else "finished")
 
 
 def _reason(error: Exception) -> str:

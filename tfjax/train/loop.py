@@ -356,13 +356,19 @@ def _finished_record(
 def _claim(run_dir: pathlib.Path) -> Iterator[None]:
   """Holds the run directory; the system lets go when the process dies."""
   run_dir.mkdir(parents=True, exist_ok=True)
-  with open(run_dir / ".lock", "w", encoding="utf-8") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise RunDirectoryBusyError(
-          f"another process is training in {run_dir}; wait for it, or stop it"
-      ) from None
+  with open(run_dir / records.LOCK, "w", encoding="utf-8") as file:
+    # Several tries: whoever looks whether a run is going on holds the lock
+    # for a moment.
+    for attempt in range(5):
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        break
+      except BlockingIOError:
+        if attempt == 4:
+          raise RunDirectoryBusyError(
+              f"another process is training in {run_dir}; wait for it, or "
+              "stop it") from None
+        time.sleep(0.1)
     yield
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from tfjax import config as config_lib
 
 FINISHED = ("complete", "diverged")
+LOCK = ".lock"  # in a run directory; held while a process trains there
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy",
             "grain", "tokenizers", "tfjax")
 

@@ -54,13 +54,12 @@ class Steps:
 
   def __init__(self, model_config: config_lib.ModelConfig, objective: str,
                optimizer_config: config_lib.OptimizerConfig,
-               train_config: config_lib.TrainConfig, mesh: Mesh,
-               part_tokens: int | None = None):
-    """Args: as `steps_for`; `part_tokens` limits the tokens that a device
-    computes at once, by more accumulation steps where need be."""
+               train_config: config_lib.TrainConfig,
+               runtime: config_lib.RuntimeConfig, mesh: Mesh):
     self.mesh = mesh
-    self._part_tokens = part_tokens
     backend = mesh.devices.flat[0].platform
+    self._part_tokens = tuning.part_tokens(
+        runtime, backend, transformer.count_parameters(model_config).total)
     self.model = transformer.create(model_config, backend, train_config.dtype)
     self.objective = objectives.OBJECTIVES[objective]
     self.optimizer = optimizers.make_optimizer(optimizer_config)
@@ -129,7 +128,7 @@ class Steps:
         schedule=jax.tree.map(lambda _: replicated, schedule))
 
   def _init(self, key: Array, schedule: optimizers.Schedule) -> TrainState:
-    tokens = jnp.zeros((1, 1), jnp.int32)
+    tokens = jnp.zeros((self.mesh.size, 1), jnp.int32)  # a row a device
     params = nn.meta.unbox(self.model.init(key, tokens)["params"])
     # An explicit type: a weakly typed 0 would compile the step twice.
     return TrainState(jnp.zeros((), jnp.int32), params,
@@ -205,9 +204,9 @@ def steps_for(config: config_lib.ExperimentConfig, mesh: Mesh) -> Steps:
   train = dataclasses.replace(
       config.train, batch_size=config.train.accumulation_steps,
       log_every_steps=1)
-  backend = mesh.devices.flat[0].platform
-  return _kept_steps(config.model, config.objective, optimizer, train, mesh,
-                     tuning.part_tokens(config.runtime, backend))
+  runtime = config_lib.RuntimeConfig(cpu_tuning=config.runtime.cpu_tuning)
+  return _kept_steps(config.model, config.objective, optimizer, train, runtime,
+                     mesh)
 
 
 def put(batch_sharding: NamedSharding, windows, weights) -> Batch:
