@@ -104,6 +104,11 @@ class _Run:
     train, length = config.train, config.model.context_length
     self.mesh = sharding.make_mesh(
         config.runtime, train.batch_size // train.accumulation_steps)
+    evaluation_size = config.evaluation.batch_size or train.batch_size
+    if evaluation_size % self.mesh.size:
+      raise config_lib.ConfigError(
+          "evaluation.batch_size", f"{evaluation_size} sequences do not divide "
+          f"over {self.mesh.size} devices; use a multiple of {self.mesh.size}")
     self.schedule = optimizers.make_schedule(
         config.optimizer, self.budget.steps)
     self.steps = step_lib.steps_for(config, self.mesh)
@@ -114,7 +119,7 @@ class _Run:
         batch_size=train.batch_size, num_steps=self.budget.steps, **hosts)
     self.evaluation_batches = batches_lib.evaluation_batches(
         self.store, context_length=length,
-        batch_size=config.evaluation.batch_size or train.batch_size,
+        batch_size=evaluation_size,
         tokens=config.evaluation.tokens, **hosts)
     self.clock = _Clock()
     self.compile_seconds = 0.0
@@ -140,6 +145,11 @@ class _Run:
     if checkpoints.latest_step() is None:
       return self.steps.init(jax.random.key(self.config.seed), self.schedule)
     state, counters = checkpoints.restore(self.steps.abstract_state)
+    if counters["config_hash"] != self.config_hash:
+      raise ValueError(
+          f"{self.run_dir} holds an unfinished run of another config "
+          f"({counters['config_hash']}, not {self.config_hash}); choose "
+          "another run_id or workdir, or delete the run directory")
     if counters["store"] != self.store.path.name:
       raise ValueError(
           f"{self.run_dir}: the corpus has changed since this run's checkpoint "
@@ -181,7 +191,10 @@ class _Run:
           return row["step"], "diverged", (
               f"the loss of step {row['step']} is {row['loss']}")
       if evaluating:
-        self._evaluate(state, step)
+        loss = self._evaluate(state, step)
+        if not math.isfinite(loss):
+          return step, "diverged", (
+              f"the held-out loss after step {step} is {loss}")
       if saving:
         self._save(checkpoints, step, state)
       if stopping and step < total:
@@ -225,9 +238,10 @@ class _Run:
     checkpoints.save(step, state, dict(
         seconds=self.clock.seconds(), tokens=self.clock.tokens,
         compile_seconds=self.compile_seconds, resumes=self.resumes,
-        store=self.store.path.name))
+        store=self.store.path.name, config_hash=self.config_hash))
 
-  def _evaluate(self, state, step: int) -> None:
+  def _evaluate(self, state, step: int) -> float:
+    """Writes the row and returns the held-out loss."""
     result = evaluation.evaluate(
         self.steps, state.params, self.evaluation_batches,
         self.store.validation_bytes_per_token)
@@ -235,6 +249,7 @@ class _Run:
                loss=result.loss, loss_stderr=result.loss_stderr,
                bits_per_byte=result.bits_per_byte)
     self._write(row)
+    return result.loss
 
   def _record(self, steps: int, status: str,
               reason: str | None) -> records.RunRecord:

@@ -94,8 +94,9 @@ def run_id(config: config_lib.ExperimentConfig) -> str:
   size = model.size or f"d{model.d_model}l{model.num_layers}"
   (key, value), = ((k, v) for k, v in dataclasses.asdict(
       config.duration).items() if v is not None)
-  prefix = f"{config.objective}-{size}-{value:g}{key}"
-  return f"{prefix.replace('+', '')}-{config_lib.config_hash(config)}"
+  amount = str(value) if isinstance(value, int) else f"{value:g}"
+  prefix = f"{config.objective}-{size}-{amount.replace('+', '')}-{key}"
+  return f"{prefix}-{config_lib.config_hash(config)}"
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -144,7 +144,7 @@ class Steps:
         gradients, state.optimizer_state, state.params)
     params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
     metrics = dict(loss=total * scale, learning_rate=rate,
-                   grad_norm=optax.global_norm(gradients))
+                   grad_norm=optax.tree.norm(gradients))
     state = state.replace(step=state.step + 1, params=params,
                           optimizer_state=optimizer_state)
     return state, metrics
