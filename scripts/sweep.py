@@ -3,7 +3,7 @@
 
     scripts/sweep.py --config=experiments/quickstart.py \
         --workdir=runs/quickstart [--config.key=value ...] [--workers=N] \
-        [--dry_run]
+        [--sweep_arg=name=value ...] [--dry_run]
 
 A value given as --config.key=value holds for every run, over the experiment's
 own; --config.key=None unsets it. Started again, it skips the runs that are
@@ -13,13 +13,15 @@ Exits with 0 when every run is complete or diverged, 1 when some are not, 2 when
 the config cannot be run, 130 when it was stopped.
 """
 
+import ast
 import collections
 import copy
+import inspect
 import pathlib
 import shlex
 import sys
 import time
-from typing import Sequence
+from typing import Any, Callable, Sequence
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -42,6 +44,9 @@ _WORKDIR = flags.DEFINE_string(
 _WORKERS = flags.DEFINE_integer(
     "workers", None, "worker processes; unset: one a core, or one when there "
     "is an accelerator", lower_bound=1)
+_SWEEP_ARG = flags.DEFINE_multi_string(
+    "sweep_arg", [], "name=value, passed to get_sweep(config, name=value); "
+    "value is a Python literal")
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "print every run with its size and state, run nothing")
 flags.mark_flags_as_required(["config", "workdir"])
@@ -85,8 +90,28 @@ def _plan() -> list[sweep.RunSpec]:
   config = _CONFIG.value
   given = commandline.overrides()
   config_lib.override(config, given)
-  cells = module.get_sweep(copy.deepcopy(config))
+  cells = module.get_sweep(copy.deepcopy(config),
+                           **_sweep_arguments(module.get_sweep))
   return sweep.plan(config, [{**cell, **given} for cell in cells])
+
+
+def _sweep_arguments(get_sweep: Callable[..., Any]) -> dict[str, Any]:
+  """What --sweep_arg gives; a name that get_sweep does not take raises."""
+  _, *known = inspect.signature(get_sweep).parameters
+  given = {}
+  for argument in _SWEEP_ARG.value:
+    name, _, text = argument.partition("=")
+    try:
+      given[name] = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+      raise sweep.PlanError(
+          [f"--sweep_arg={argument}: not of the form name=value with a Python "
+           "literal (quote strings)"], 0) from None
+    if name not in known:
+      raise sweep.PlanError(
+          [f"--sweep_arg={argument}: get_sweep takes no {name!r}; it takes "
+           f"{', '.join(known) or 'nothing'}"], 0)
+  return given
 
 
 def _launch(console: console_lib.Console,

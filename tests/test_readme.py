@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The README's commands run: all of them, shrunk by flags, in a copy."""
+
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+# What makes each command small enough. A command of the README that is neither
+# here nor below fails the test.
+SHRINK = {
+    "scripts/quickstart.sh": [
+        "--sweep_arg=most_tokens=16384", "--sweep_arg=sizes=('3k', '6k', '14k')",
+        "--config.evaluation.tokens=4096"],
+    "scripts/test.sh": ["tests/test_layers_of_the_house.py", "-n", "0"],
+    "scripts/sweep.py": [
+        "--sweep_arg=most_tokens=16384", "--sweep_arg=sizes=('3k', '6k', '14k')",
+        "--config.evaluation.tokens=4096"],
+    "scripts/train.py": [
+        "--config.duration.tokens=8192", "--config.evaluation.tokens=4096"],
+    "scripts/fit.py": ["--bootstrap=50"],
+    "scripts/report.py": [],
+    "scripts/bench.py": [
+        "--shapes=i", "--contenders=tfjax", "--rounds=1", "--steps=1"],
+}
+NOT_RUN = ("pip",)  # installs packages
+
+
+def _commands() -> list[list[str]]:
+  text = (ROOT / "README.md").read_text(encoding="utf-8")
+  blocks = re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+  return [shlex.split(line) for block in blocks for line in block.splitlines()]
+
+
+def _script(command: list[str]) -> str:
+  """scripts/x.py of `.venv/bin/python scripts/x.py`, or pip."""
+  first = command[0].removeprefix("./").removeprefix(".venv/bin/")
+  return command[1] if first == "python" else first
+
+
+def test_every_command_is_known():
+  scripts = [_script(command) for command in _commands()]
+  assert len(scripts) >= 10
+  for script in scripts:
+    assert script in SHRINK or script in NOT_RUN, script
+
+
+def _copy(target: pathlib.Path) -> None:
+  """The checkout's files, without its runs, beside this environment."""
+  for name in ("tfjax", "scripts", "experiments", "tests"):
+    shutil.copytree(ROOT / name, target / name,
+                    ignore=shutil.ignore_patterns("__pycache__"))
+  for name in ("README.md", "setup.py", "pyproject.toml"):
+    shutil.copy(ROOT / name, target / name)
+  (target / ".venv").symlink_to(sys.prefix)
+
+
+@pytest.mark.slow
+def test_commands_run(tmp_path: pathlib.Path):
+  installed = pathlib.Path(sys.prefix) / "tfjax-installed"
+  if not installed.exists() or "[test]" not in installed.read_text():
+    pytest.skip("needs the environment that scripts/test.sh makes")
+  _copy(tmp_path)
+  environment = dict(os.environ, HOME=str(tmp_path))
+  environment.pop("JAX_NUM_CPU_DEVICES")
+  environment.pop("PYTEST_XDIST_WORKER", None)
+  cache = ("--config.runtime.compilation_cache_dir=" +
+           environment["JAX_COMPILATION_CACHE_DIR"])
+  for command in _commands():
+    script = _script(command)
+    if script in NOT_RUN:
+      continue
+    takes_config = script in (
+        "scripts/quickstart.sh", "scripts/sweep.py", "scripts/train.py")
+    result = subprocess.run(
+        [*command, *SHRINK[script], *([cache] if takes_config else [])],
+        cwd=tmp_path, env=environment, capture_output=True, text=True,
+        timeout=300, check=False)
+    output = result.stdout + result.stderr
+    assert result.returncode == 0, f"{shlex.join(command)}\n{output}"
+    assert "Traceback" not in output, f"{shlex.join(command)}\n{output}"
+  for workdir in ("quickstart", "mine"):
+    page = (tmp_path / "runs" / workdir / "report.html").read_text("utf-8")
+    assert "12 runs" in page
