@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     config = config_lib.resolve(config_dict)
     tuning.restart_tuned(config.runtime)
     from tfjax import train  # pylint: disable=import-outside-toplevel
-    logging.getLogger().setLevel(logging.INFO)
+    logging.getLogger("tfjax").setLevel(logging.INFO)
     record = train.run(config, _WORKDIR.value, on_row=_print_row)
   except (config_lib.ConfigError, corpora.DataError) as error:
     return commandline.refuse(error)

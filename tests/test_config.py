@@ -42,12 +42,11 @@ LEAVES = leaves()
 
 def another(key: str, entry: dataclasses.Field, hint: Any) -> Any:
   """A value that the field may have and that is not its default."""
-  hint = next((h for h in typing.get_args(hint) if h is not type(None)), hint) \
-      if type(None) in typing.get_args(hint) else hint
+  if hint == tuple[str, ...]:
+    return ("a.txt", "b.txt")
   if hint is bool:
     return not entry.default
-  if hint is tuple or typing.get_origin(hint) is tuple:
-    return ("a.txt", "b.txt")
+  hint = typing.get_args(hint)[0] if typing.get_args(hint) else hint
   candidates = {
       int: [1, 2, 7, 300, 30_000],
       float: [0.25, 0.125, 1.5, 3.5],
@@ -96,6 +95,7 @@ def test_the_config_dict_is_locked() -> None:
     ("model.use_bias", 1, "bool"),
     ("optimizer.learning_rate", "fast", "float"),
     ("optimizer.learning_rate", None, "float"),
+    ("optimizer.learning_rate", True, "float"),
     ("optimizer.learning_rate", float("nan"), "finite"),
     ("duration.flops", float("inf"), "finite"),
     ("train.batch_size", None, "int"),

@@ -25,7 +25,7 @@ SHRINK = {
         "--config.evaluation.tokens=4096"],
     "scripts/train.py": [
         "--config.duration.tokens=8192", "--config.evaluation.tokens=4096"],
-    "scripts/fit.py": ["--bootstrap=50"],
+    "scripts/fit.py": ["--bootstrap=100"],
     "scripts/report.py": [],
     "scripts/bench.py": [
         "--shapes=i", "--contenders=tfjax", "--rounds=1", "--steps=1"],

@@ -21,6 +21,8 @@ _unset: dict[str, None] = {}  # keys given as --config.key=None
 def parse(arguments: list[str]) -> list[str]:
   """For `app.run(flags_parser=...)`; exits where the command line is bad."""
   try:
+    if path := _config_file(arguments):
+      config_lib.module(path)  # says better than config_flags what is wrong
     kept = [one for one in arguments if not _is_unset(one)]
     return flags.FLAGS(kept)
   except (flags.Error, config_lib.ConfigError, FileNotFoundError) as error:
@@ -38,9 +40,18 @@ def refuse(problem: object) -> int:
   return EXIT_REFUSED
 
 
+def _config_file(arguments: list[str]) -> str | None:
+  """The file of --config=FILE or --config FILE."""
+  for argument, following in zip(arguments, [*arguments[1:], None]):
+    match = re.fullmatch(r"--?config(?:=(.*))?", argument)
+    if match:
+      return following if match[1] is None else match[1]
+  return None
+
+
 def _is_unset(argument: str) -> bool:
   """Takes note of --config.key=None, which config_flags cannot express."""
-  match = re.fullmatch(r"--config\.([\w.]+)(?:=(.*))?", argument, re.DOTALL)
+  match = re.fullmatch(r"--?config\.([\w.]+)(?:=(.*))?", argument, re.DOTALL)
   if not match:
     return False
   key, value = match.groups()

@@ -30,7 +30,7 @@ class ConfigError(ValueError):
   """A config that cannot be run. The message names the key and the remedy."""
 
   def __init__(self, key: str, problem: str):
-    super().__init__(f"config.{key}: {problem}")
+    super().__init__(f"config.{key}: {problem}" if key else problem)
     self.key = key
 
 
@@ -366,6 +366,9 @@ def module(path: str | pathlib.Path) -> types.ModuleType:
 def override(config: ml_collections.ConfigDict,
              overrides: Mapping[str, Any]) -> None:
   """Sets dotted keys in place; an unknown key or a wrong type raises."""
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise ConfigError("", "get_config() must return a ConfigDict, as "
+                      f"tfjax.config.default() makes one, not {config!r:.60}")
   for key, value in overrides.items():
     *parents, leaf = key.split(".")
     node, cls = config, ExperimentConfig
@@ -493,8 +496,9 @@ def _checked_type(hint: Any, value: Any, key: str) -> Any:
   elif isinstance(value, hint):
     return value
   name = getattr(hint, "__name__", str(hint))
+  found = "None" if value is None else f"{type(value).__name__} {value!r}"
   raise ConfigError(key, f"must be {name}{' or None' if optional else ''}, "
-                    f"not {type(value).__name__} {value!r}")
+                    f"not {found}")
 
 
 def _build(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
@@ -532,7 +536,8 @@ def _complete(config: ExperimentConfig) -> ExperimentConfig:
     names = [entry.name for entry in dataclasses.fields(DurationConfig)]
     raise ConfigError(
         "duration", f"set exactly one of {', '.join(names)}; "
-        f"{'none is' if not given else ' and '.join(given) + ' are'} set")
+        f"{'none is' if not given else ' and '.join(given) + ' are'} set"
+        + "; set the others to None" * bool(given))
   if train.batch_size % train.accumulation_steps:
     raise ConfigError(
         "train.accumulation_steps", f"{train.accumulation_steps} does not "

@@ -36,6 +36,8 @@ from tfjax.train import sharding
 from tfjax.train import step as step_lib
 from tfjax.train import tracking
 
+_LOG = logging.getLogger("tfjax")
+
 
 class RunDirectoryBusyError(RuntimeError):
   """Another process is training in this run directory."""
@@ -158,7 +160,7 @@ class _Run:
     self.clock = _Clock(counters["seconds"], counters["tokens"])
     self.compile_seconds = counters["compile_seconds"]
     self.resumes = counters["resumes"] + 1
-    logging.info("%s: resuming after step %d", self.run_dir.name,
+    _LOG.info("%s: resuming after step %d", self.run_dir.name,
                  int(state.step))
     return state
 
@@ -395,7 +397,7 @@ def _stop_requested() -> Iterator[threading.Event]:
     yield stop  # only the main thread may have handlers
     return
   def handle(number, _):
-    logging.warning("%s: stopping after this step",
+    _LOG.warning("%s: stopping after this step",
                     signal.Signals(number).name)
     stop.set()
   before = {number: signal.signal(number, handle)

@@ -24,6 +24,10 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy",
             "grain", "tokenizers", "tfjax")
 
 
+class RecordError(ValueError):
+  """A run directory whose content stands in the way. Names it and a remedy."""
+
+
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
   """One run, as result.json holds it. Unknown is None.
@@ -102,12 +106,16 @@ def run_id(config: config_lib.ExperimentConfig) -> str:
 def write_json(path: pathlib.Path, value: Any) -> None:
   """Writes a file that is there whole or not at all; NaN becomes null."""
   temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  with open(temporary, "w", encoding="utf-8") as file:
-    json.dump(finite(value), file, indent=1, allow_nan=False)
-    file.write("\n")
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
+  try:
+    with open(temporary, "w", encoding="utf-8") as file:
+      json.dump(finite(value), file, indent=1, allow_nan=False)
+      file.write("\n")
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  except OSError:
+    temporary.unlink(missing_ok=True)
+    raise
 
 
 def write_result(run_dir: pathlib.Path, result: dict[str, Any]) -> None:
@@ -116,12 +124,22 @@ def write_result(run_dir: pathlib.Path, result: dict[str, Any]) -> None:
 
 
 def read_result(run_dir: pathlib.Path) -> dict[str, Any] | None:
-  """The run's result, or None where it has not ended."""
+  """The run's result, or None where it has not ended.
+
+  Raises:
+    RecordError: the file is damaged.
+  """
+  path = pathlib.Path(run_dir) / "result.json"
   try:
-    text = (pathlib.Path(run_dir) / "result.json").read_text(encoding="utf-8")
-  except FileNotFoundError:
+    result = json.loads(path.read_bytes())
+    if "status" not in result:
+      raise ValueError("it has no status")
+  except (FileNotFoundError, NotADirectoryError):
     return None
-  return json.loads(text)
+  except (ValueError, TypeError) as error:
+    raise RecordError(f"{path} is damaged ({error}); delete it to run the run "
+                      "again") from error
+  return result
 
 
 def finite(value: Any) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 
 from tfjax import config as config_lib
 
+_LOG = logging.getLogger("tfjax")
 _QUEUE_ROWS = 10_000
 # Close waits this long for the mirror to catch up, then leaves it.
 _CLOSE_SECONDS = 20.0
@@ -47,7 +48,7 @@ class Mirror:
     self._put((_STOP, result))
     self._thread.join(_CLOSE_SECONDS)
     if self._thread.is_alive():
-      logging.warning("wandb did not finish within %.0f s; the run goes on "
+      _LOG.warning("wandb did not finish within %.0f s; the run goes on "
                       "without it", _CLOSE_SECONDS)
 
   def _put(self, item: Any) -> None:
@@ -70,7 +71,7 @@ class Mirror:
                  for k, v in item.items() if k != "kind"})
     except Exception as error:  # pylint: disable=broad-except
       # Whatever goes wrong in wandb is wandb's: the run must not notice.
-      logging.warning("wandb stopped mirroring this run: %r", error)
+      _LOG.warning("wandb stopped mirroring this run: %r", error)
 
 
 def _start(config: config_lib.ExperimentConfig, run_dir: pathlib.Path,
@@ -96,7 +97,7 @@ def _start(config: config_lib.ExperimentConfig, run_dir: pathlib.Path,
   except Exception as error:  # pylint: disable=broad-except
     if mode == "offline":
       raise
-    logging.warning("wandb is not reachable (%r); tracking offline", error)
+    _LOG.warning("wandb is not reachable (%r); tracking offline", error)
     run = init("offline")
   for axis in _X_AXES:
     run.define_metric(axis, hidden=True)
