@@ -32,9 +32,9 @@ def main(arguments: list[str]) -> int:
     if record.is_file():
       settings = json.loads(record.read_text(encoding="utf-8"))["settings"]
     path = report.write(workdir, settings)
-  except (KeyError, TypeError) as error:
-    return _refuse(f"{record} is not a fit's record ({error!r}); run "
-                   "scripts/fit.py again")
+  except (KeyError, TypeError, json.JSONDecodeError) as error:
+    return _refuse(f"{record} is not a fit's record ({error!r}); "
+                   "delete it, or run scripts/fit.py again")
   except (FileNotFoundError, ValueError) as error:
     return _refuse(str(error))
   print(f"report: {path}")

@@ -74,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
       return _OK
     return _launch(console, specs)
   except (config_lib.ConfigError, sweep.PlanError, corpora.DataError,
-          sweep.LaunchError) as error:
+          sweep.LaunchError, records.RecordError) as error:
     return commandline.refuse(error)
   except KeyboardInterrupt:  # before the launch, which handles its own
     return _STOPPED
@@ -129,8 +129,10 @@ def _launch(console: console_lib.Console,
   undone = [one for one in outcomes
             if one.state.status not in records.FINISHED]
   for one in [] if stopped else undone:
-    reason = (one.state.reason or "no reason is known").splitlines()[0]
-    print(f"{one.state.status}: {one.spec.run_id}: {reason}\n"
+    reason = one.state.reason or (
+        "another process is at it" if one.state.status == "running" else
+        "no reason is known")
+    print(f"{one.state.status}: {one.spec.run_id}: {reason.splitlines()[0]}\n"
           f"  log: {pathlib.Path(_WORKDIR.value) / one.spec.run_id}/"
           f"{sweep.ledger.LOG}", file=sys.stderr)
   if undone:

@@ -5,8 +5,9 @@
         [--config.key=value ...] [--help_config]
 
 Started again, it goes on from its checkpoint; a finished run is not run again.
-Exits with 0 when the run is complete, 1 when it failed or diverged, 2 when the
-config cannot be run, 130 when it was stopped.
+Exits with 0 when the run is complete, 1 when it failed or diverged, 2 when it
+cannot be run (a bad config, a directory that cannot be used), 130 when it was
+stopped.
 """
 
 import logging
@@ -24,7 +25,10 @@ from ml_collections import config_flags
 
 from tfjax import commandline
 from tfjax import config as config_lib
+from tfjax import train
 from tfjax.data import corpora
+from tfjax.train import loop
+from tfjax.train import records
 from tfjax.train import tuning
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -40,7 +44,7 @@ _EXIT = {"complete": 0, "interrupted": 130}
 
 def main(arguments: Sequence[str]) -> int:
   if len(arguments) > 1:
-    raise app.UsageError(f"unknown argument {arguments[1]!r}")
+    return commandline.refuse(f"unknown argument {arguments[1]!r}")
   if _HELP.value:
     print("\n".join(config_lib.describe()))
     return 0
@@ -50,11 +54,13 @@ def main(arguments: Sequence[str]) -> int:
     config_lib.override(config_dict, commandline.overrides())
     config = config_lib.resolve(config_dict)
     tuning.restart_tuned(config.runtime)
-    from tfjax import train  # pylint: disable=import-outside-toplevel
     logging.getLogger("tfjax").setLevel(logging.INFO)
     record = train.run(config, _WORKDIR.value, on_row=_print_row)
-  except (config_lib.ConfigError, corpora.DataError) as error:
+  except (config_lib.ConfigError, corpora.DataError, records.RecordError,
+          loop.RunDirectoryBusyError, OSError) as error:
     return commandline.refuse(error)
+  except KeyboardInterrupt:
+    return _EXIT["interrupted"]
   print(f"{record.status}: {pathlib.Path(_WORKDIR.value) / record.run_id}")
   if record.loss is not None:
     error = ("" if record.loss_stderr is None

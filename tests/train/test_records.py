@@ -24,13 +24,23 @@ def row(step: int, **fields) -> dict[str, Any]:
 
 def test_a_record_goes_out_and_comes_back(tmp_path: pathlib.Path) -> None:
   assert records.read_result(tmp_path) is None
-  record = {"run_id": "r", "loss": 0.1 + 0.2, "mfu": float("nan"),
-            "parts": [math.inf, {"deep": -math.inf}], "steps": 3}
+  record = {"run_id": "r", "status": "complete", "loss": 0.1 + 0.2,
+            "mfu": float("nan"), "parts": [math.inf, {"deep": -math.inf}],
+            "steps": 3}
   records.write_result(tmp_path / "new", record)
   path = tmp_path / "new" / "result.json"
   assert strict(path.read_text()) == records.read_result(path.parent) == {
-      "run_id": "r", "loss": 0.1 + 0.2, "mfu": None,
+      "run_id": "r", "status": "complete", "loss": 0.1 + 0.2, "mfu": None,
       "parts": [None, {"deep": None}], "steps": 3}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"run_id": "r"}', "\0\0"])
+def test_a_damaged_record_is_named_with_the_remedy(
+    text: str, tmp_path: pathlib.Path) -> None:
+  (tmp_path / "result.json").write_text(text)
+  with pytest.raises(records.RecordError,
+                     match="result.json is damaged.*delete it"):
+    records.read_result(tmp_path)
 
 
 def test_a_failed_write_leaves_the_old_file(

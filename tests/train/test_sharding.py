@@ -33,6 +33,17 @@ def test_a_mesh_that_cannot_be_is_refused() -> None:
   assert "multiple of 8" in str(error.value)
 
 
+def test_cpu_devices_that_do_not_divide_the_batches_stay_idle() -> None:
+  assert mesh(None, 12).shape == {"data": 6}
+  assert mesh(None, 7).shape == {"data": 7}
+  assert mesh(None, 9).shape == {"data": 3}
+  runtime = config_lib.RuntimeConfig()
+  assert sharding.make_mesh(runtime, 8, 12).shape == {"data": 4}
+  with pytest.raises(config_lib.ConfigError) as error:
+    sharding.make_mesh(config_lib.RuntimeConfig(num_devices=8), 8, 12)
+  assert error.value.key == "evaluation.batch_size"
+
+
 def test_rules_cover_the_closed_vocabulary(
     monkeypatch: pytest.MonkeyPatch) -> None:
   assert dict(sharding.rules()) == sharding.RULES

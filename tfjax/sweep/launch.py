@@ -101,10 +101,14 @@ def launch(
   if workers is not None and workers < 1:
     raise process_lib.LaunchError(f"workers must be at least 1, not {workers}")
   workdir = pathlib.Path(workdir).absolute()
-  workdir.mkdir(parents=True, exist_ok=True)
   sweep = sweep or workdir.name
   observer = observer or Observer()
-  ledger.write_plan(workdir, sweep, specs)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    ledger.write_plan(workdir, sweep, specs)
+  except OSError as error:
+    raise process_lib.LaunchError(
+        f"the sweep's directory cannot be written: {error}") from error
   outcomes, waiting = {}, []
   for spec in specs:
     digest = config_lib.config_hash(spec.config)
@@ -118,10 +122,14 @@ def launch(
     for outcome in outcomes.values():
       observer.ended(outcome)
     if waiting:
-      pool.run(waiting, workers)
+      pool.run(waiting, workers, num_runs=len(specs))
   finally:
     observer.closed()
-  outcomes.update(pool.outcomes)
+  for run_id, outcome in pool.outcomes.items():
+    if outcome.state.status == "running":  # another process may be done by now
+      outcome = dataclasses.replace(
+          outcome, state=ledger.run_state(workdir, run_id))
+    outcomes[run_id] = outcome
   ordered = [outcomes[spec.run_id] for spec in specs]
   if pool.stopping:
     raise Interrupted(ordered)
@@ -144,21 +152,28 @@ class LocalPool:
     self._failed_starts = 0
     self._told = False
 
-  def run(self, specs: Sequence[RunSpec], workers: int | None) -> None:
-    """Runs the specs, and leaves no process behind in whatever case."""
+  def run(self, specs: Sequence[RunSpec], workers: int | None,
+          num_runs: int) -> None:
+    """Runs the specs, and leaves no process behind in whatever case.
+
+    Every worker gets as many cores, a number that follows from `num_runs` of
+    the whole sweep and not from what is left of it: on more or fewer cores a
+    run that is resumed would end with other bits.
+    """
     self._waiting = sorted(
         specs, key=lambda spec: (-spec.budget.flops_total, spec.run_id))
     self._runtime = _runtime(specs)
     cores = process_lib.available_cores()
     if workers is None:
       workers = 1 if tuning.has_accelerator() else len(cores)
-    workers = min(workers, len(specs))
-    shares = [tuple(cores[index * len(cores) // workers:
-                          (index + 1) * len(cores) // workers])
-              or (cores[index % len(cores)],) for index in range(workers)]
+    workers = min(workers, num_runs)
+    size = max(1, len(cores) // workers)
+    shares = [[cores[(index * size + place) % len(cores)]
+               for place in range(size)]
+              for index in range(min(workers, len(specs)))]
     try:
       with self._signals():
-        self._observer.launched(specs, workers)
+        self._observer.launched(specs, len(shares))
         for share in shares:
           self._start_worker(share)
         while self._workers:
@@ -200,9 +215,8 @@ class LocalPool:
       self._failed_starts = 0
     else:
       spec, worker.spec = worker.spec, None
-      if message["event"] == "failed":
-        self._record_failure(spec, message["reason"])
-      self._settle(spec, skipped=message["event"] == "busy")
+      self._settle(spec, skipped=message["event"] == "busy",
+                   failure=message.get("reason"))
     if message["event"] in ("failed", "interrupted"):
       worker.hang_up()  # it ends by itself
     elif self._waiting and not self.stopping:
@@ -218,9 +232,9 @@ class LocalPool:
     self._workers.remove(worker)
     status = worker.bury()
     if worker.spec is not None:
-      if not self.stopping:
-        self._record_failure(worker.spec, process_lib.cause_of_death(status))
-      self._settle(worker.spec, skipped=False)
+      self._settle(worker.spec, skipped=False,
+                   failure=None if self.stopping else
+                   process_lib.cause_of_death(status))
     elif not worker.is_ready and not self.stopping:
       self._failed_starts += 1
       if self._failed_starts >= _MAX_FAILED_STARTS:
@@ -233,7 +247,7 @@ class LocalPool:
   def _record_failure(self, spec: RunSpec, reason: str) -> None:
     """Writes the failure, unless the run has recorded an end of its own."""
     run_dir = self._workdir / spec.run_id
-    if records.read_result(run_dir) is not None:
+    if (run_dir / "result.json").exists():
       return
     row = ledger.last_row(run_dir / "metrics.jsonl", "train") or {}
     record = records.RunRecord(
@@ -244,8 +258,16 @@ class LocalPool:
     records.write_result(run_dir, {**dataclasses.asdict(record),
                                    "log_tail": _log_tail(run_dir)})
 
-  def _settle(self, spec: RunSpec, skipped: bool) -> None:
-    state = ledger.run_state(self._workdir, spec.run_id)
+  def _settle(self, spec: RunSpec, skipped: bool, failure: str | None) -> None:
+    """The run's worker is done with it; `failure`: why it failed, if it did."""
+    try:
+      if failure is not None:
+        self._record_failure(spec, failure)
+      state = ledger.run_state(self._workdir, spec.run_id)
+    except (OSError, records.RecordError) as error:  # a full disk, say
+      state = dataclasses.replace(
+          ledger.progress(self._workdir, spec.run_id), status="failed",
+          reason="; ".join(filter(None, (failure, str(error)))))
     outcome = Outcome(spec, state, skipped)
     self.outcomes[spec.run_id] = outcome
     self._observer.ended(outcome)

@@ -111,7 +111,7 @@ def last_row(path: str | os.PathLike[str], kind: str) -> dict[str, Any] | None:
       start = max(0, size - _TAIL_BYTES)
       file.seek(start)
       lines = file.read().split(b"\n")
-  except FileNotFoundError:
+  except (FileNotFoundError, NotADirectoryError):
     return None
   # The writer ends a row with its newline, so that what follows the last one
   # is half a row; so may be what the tail begins with.
@@ -133,7 +133,7 @@ def is_locked(run_dir: str | os.PathLike[str]) -> bool:
   """
   try:
     file = open(pathlib.Path(run_dir) / records.LOCK, "rb")
-  except FileNotFoundError:
+  except (FileNotFoundError, NotADirectoryError):
     return False
   with file:
     try:

@@ -61,10 +61,14 @@ def main(arguments: list[str]) -> int:
 
 def _run(runner: Runner, task: dict[str, Any]) -> dict[str, Any]:
   """Runs one task; the answer says how it ended, the records the rest."""
-  run_dir = pathlib.Path(task["workdir"]) / task["run_id"]
-  run_dir.mkdir(parents=True, exist_ok=True)
+  log = pathlib.Path(task["workdir"]) / task["run_id"] / ledger.LOG
   config = config_lib.from_dict(task["config"])
-  with _output_to(run_dir / ledger.LOG):
+  try:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.touch()
+  except OSError as error:  # a full disk, say
+    return dict(event="failed", reason=_reason(error))
+  with _output_to(log):
     try:
       record = runner(config, task["workdir"], sweep=task["sweep"],
                       run_id=task["run_id"])

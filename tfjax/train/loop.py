@@ -61,20 +61,25 @@ def run(
   Raises:
     ConfigError: before any compute.
     RunDirectoryBusyError: another process has the directory.
+    RecordError: the directory holds another run, or a damaged record.
     Exception: whatever training raised, after it was recorded as `failed`.
   """
   run_id = run_id or records.run_id(config)
   run_dir = pathlib.Path(workdir) / run_id
-  finished = _finished_record(run_dir, config)
-  if finished is not None:
+  if finished := _finished_record(run_dir, config):
     return finished
   with _claim(run_dir):
+    # Whoever had the directory until now may have finished the run.
+    if finished := _finished_record(run_dir, config):
+      return finished
     records.write_json(run_dir / "config.json", config_lib.to_dict(config))
     (run_dir / "result.json").unlink(missing_ok=True)
     started_at = records.now()
     try:
+      this = _Run(config, run_dir, sweep, started_at, on_row)
+      # Only now: until there is something to save, a signal ends it at once.
       with _stop_requested() as stop:
-        result = _Run(config, run_dir, sweep, started_at, on_row).train(stop)
+        result = this.train(stop)
     except config_lib.ConfigError:
       raise
     except Exception as error:
@@ -104,13 +109,10 @@ class _Run:
         config, self.store.vocab_size)
     self.budget = budget_lib.plan(config, self.store.train_tokens)
     train, length = config.train, config.model.context_length
-    self.mesh = sharding.make_mesh(
-        config.runtime, train.batch_size // train.accumulation_steps)
     evaluation_size = config.evaluation.batch_size or train.batch_size
-    if evaluation_size % self.mesh.size:
-      raise config_lib.ConfigError(
-          "evaluation.batch_size", f"{evaluation_size} sequences do not divide "
-          f"over {self.mesh.size} devices; use a multiple of {self.mesh.size}")
+    self.mesh = sharding.make_mesh(
+        config.runtime, train.batch_size // train.accumulation_steps,
+        evaluation_size)
     self.schedule = optimizers.make_schedule(
         config.optimizer, self.budget.steps)
     self.steps = step_lib.steps_for(config, self.mesh)
@@ -148,12 +150,12 @@ class _Run:
       return self.steps.init(jax.random.key(self.config.seed), self.schedule)
     state, counters = checkpoints.restore(self.steps.abstract_state)
     if counters["config_hash"] != self.config_hash:
-      raise ValueError(
+      raise records.RecordError(
           f"{self.run_dir} holds an unfinished run of another config "
           f"({counters['config_hash']}, not {self.config_hash}); choose "
           "another run_id or workdir, or delete the run directory")
     if counters["store"] != self.store.path.name:
-      raise ValueError(
+      raise records.RecordError(
           f"{self.run_dir}: the corpus has changed since this run's checkpoint "
           f"(token store {self.store.path.name}, then {counters['store']}); "
           "delete the run directory to train on the new one")
@@ -161,7 +163,7 @@ class _Run:
     self.compile_seconds = counters["compile_seconds"]
     self.resumes = counters["resumes"] + 1
     _LOG.info("%s: resuming after step %d", self.run_dir.name,
-                 int(state.step))
+              int(state.step))
     return state
 
   def _loop(self, state, checkpoints, stop) -> tuple[int, str, str | None]:
@@ -362,7 +364,7 @@ def _finished_record(
   if result is None or result["status"] not in records.FINISHED:
     return None
   if result["config_hash"] != config_lib.config_hash(config):
-    raise ValueError(
+    raise records.RecordError(
         f"{run_dir} holds a finished run of another config "
         f"({result['config_hash']}, not {config_lib.config_hash(config)}); "
         "choose another run_id or workdir")
@@ -397,9 +399,10 @@ def _stop_requested() -> Iterator[threading.Event]:
     yield stop  # only the main thread may have handlers
     return
   def handle(number, _):
-    _LOG.warning("%s: stopping after this step",
-                    signal.Signals(number).name)
+    _LOG.warning("%s: stopping after this step; once more stops at once",
+                 signal.Signals(number).name)
     stop.set()
+    signal.signal(number, before[number])
   before = {number: signal.signal(number, handle)
             for number in (signal.SIGTERM, signal.SIGINT)}
   try:

@@ -4,6 +4,7 @@ Today's mesh has one axis, `data`; a new one is an entry in MESH_AXES and new
 right-hand sides in RULES.
 """
 
+import math
 from typing import Any
 
 from flax import linen as nn
@@ -30,10 +31,19 @@ RULES = {
 }
 
 
-def make_mesh(runtime: config_lib.RuntimeConfig, batch_size: int) -> Mesh:
-  """All local devices (or runtime.num_devices of them) along `data`."""
+def make_mesh(runtime: config_lib.RuntimeConfig, batch_size: int,
+              evaluation_batch_size: int | None = None) -> Mesh:
+  """All local devices (or runtime.num_devices of them) along `data`.
+
+  Of a CPU's devices, which are as many as the process happens to have cores,
+  it takes as many as divide the batches. An accelerator that would stand idle
+  is an error.
+  """
   devices = jax.devices()
   count = runtime.num_devices or len(devices)
+  if runtime.num_devices is None and devices[0].platform == "cpu":
+    rows = math.gcd(batch_size, evaluation_batch_size or batch_size)
+    count = max(n for n in range(1, count + 1) if rows % n == 0)
   if count > len(devices):
     raise config_lib.ConfigError(
         "runtime.num_devices", f"{count} is more than the {len(devices)} "
@@ -43,6 +53,10 @@ def make_mesh(runtime: config_lib.RuntimeConfig, batch_size: int) -> Mesh:
         "train.batch_size", f"a part of {batch_size} sequences does not divide "
         f"over {count} devices; use a multiple of {count}, or set "
         "runtime.num_devices")
+  if evaluation_batch_size and evaluation_batch_size % count:
+    raise config_lib.ConfigError(
+        "evaluation.batch_size", f"{evaluation_batch_size} sequences do not "
+        f"divide over {count} devices; use a multiple of {count}")
   return Mesh(np.array(devices[:count]), MESH_AXES)
 
 
