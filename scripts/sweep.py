@@ -157,4 +157,4 @@ def _summary(outcomes: Sequence[sweep.Outcome], seconds: float) -> str:
 
 
 if __name__ == "__main__":
-  app.run(lambda arguments: sys.exit(main(arguments)), flags_parser=commandline.parse)
+  app.run(main, flags_parser=commandline.parse)

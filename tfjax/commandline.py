@@ -41,12 +41,12 @@ def refuse(problem: object) -> int:
 
 
 def _config_file(arguments: list[str]) -> str | None:
-  """The file of --config=FILE or --config FILE."""
+  """The file of --config=FILE or --config FILE, the last of several."""
+  found = None
   for argument, following in zip(arguments, [*arguments[1:], None]):
-    match = re.fullmatch(r"--?config(?:=(.*))?", argument)
-    if match:
-      return following if match[1] is None else match[1]
-  return None
+    if match := re.fullmatch(r"--?config(?:=(.*))?", argument):
+      found = following if match[1] is None else match[1]
+  return found
 
 
 def _is_unset(argument: str) -> bool:

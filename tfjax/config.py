@@ -308,8 +308,9 @@ class RuntimeConfig:
 class ExperimentConfig:
   """One run, whole."""
 
-  name: str = field("experiment", "prefix of run directories",
-                    affects_result=False)
+  name: str = field(
+      "experiment", "what people call it; kept in config.json and wandb",
+      affects_result=False)
   seed: int = field(0, "of the initial weights", at_least(0))
   objective: str = field("causal", "what is predicted from what",
                          one_of("causal"))

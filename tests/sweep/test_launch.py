@@ -166,6 +166,38 @@ def test_workers_share_the_cores_out(
   assert os.sched_getaffinity(0) == before
 
 
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
+    reason="needs two cores that processes can be pinned to")
+def test_what_is_left_of_a_sweep_gets_no_more_cores(
+    make_specs: Callable, tmp_path: pathlib.Path) -> None:
+  """On more cores a run that is resumed would end with other bits."""
+  specs = make_specs({"seed": RAISES}, {"seed": GOOD})
+  sweep.launch(specs, tmp_path, workers=2, runner=RUNNER)
+  sweep.launch(specs, tmp_path, workers=2, runner=RUNNER)
+  first, second = _attempts(tmp_path, specs[0])
+  assert len(first["cores"]) == len(second["cores"])
+
+
+def test_a_directory_that_cannot_be_written_fails_its_run_alone(
+    make_specs: Callable, tmp_path: pathlib.Path) -> None:
+  specs = make_specs({"seed": GOOD, "duration.steps": 20}, {"seed": 10})
+  (tmp_path / specs[0].run_id).write_text("not a directory")
+  failed, other = sweep.launch(specs, tmp_path, workers=1, runner=RUNNER)
+  assert failed.state.status == "failed" and "exists" in failed.state.reason
+  assert other.state.status == "complete"
+
+
+def test_a_damaged_record_stops_the_launch_and_is_named(
+    make_specs: Callable, tmp_path: pathlib.Path) -> None:
+  spec, = specs = make_specs({"seed": GOOD})
+  path = tmp_path / spec.run_id / "result.json"
+  path.parent.mkdir()
+  path.write_text("{")
+  with pytest.raises(records.RecordError, match=re.escape(str(path))):
+    sweep.launch(specs, tmp_path, workers=1, runner=RUNNER)
+
+
 def test_a_run_that_another_process_is_at_is_left_to_it(
     make_specs: Callable, tmp_path: pathlib.Path) -> None:
   spec, = specs = make_specs({})
@@ -189,6 +221,9 @@ def test_bad_launches_are_refused(
     sweep.launch(make_specs({}), tmp_path, launcher="locl")
   with pytest.raises(sweep.LaunchError, match="at least 1"):
     sweep.launch(make_specs({}), tmp_path, workers=0)
+  (tmp_path / "file").touch()
+  with pytest.raises(sweep.LaunchError, match="cannot be written.*file"):
+    sweep.launch(make_specs({}), tmp_path / "file", workers=1)
   with pytest.raises(config_lib.ConfigError, match="cpu_tuning"):
     sweep.launch(make_specs(
         {}, {"seed": 1, "runtime.cpu_tuning": "off"}), tmp_path, workers=1)
@@ -265,6 +300,10 @@ def _run_ids(table: str) -> list[str]:
     ("--config.duration.stepz=3", "did you mean 'steps'"),
     ("--config.train.batch_size=0", "config.train.batch_size"),
     ("--config.model.remat=None", "config.model.remat"),
+    ("-config.model.remat=None", "config.model.remat"),
+    ("--config=nowhere.py", "no experiment file nowhere.py"),
+    (f"--config={os.__file__}", "does not define get_config()"),
+    ("--config.duration.tokens=9", "steps and tokens are set; set the others"),
 ])
 def test_script_refuses_a_bad_command_line(
     script: Callable, tmp_path: pathlib.Path, argument: str, expected: str,

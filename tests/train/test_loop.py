@@ -266,6 +266,44 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     np.testing.assert_array_equal(left, right)
 
 
+def test_a_signal_before_the_first_step_ends_the_run_at_once(
+    make_config, tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch) -> None:
+  """Tokenising a corpus can take hours, and there is nothing to save yet."""
+  config = make_config()
+  with monkeypatch.context() as patch:
+    patch.setattr(store_lib, "build", lambda _: signal.raise_signal(
+        signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+      train.run(config, tmp_path)
+  assert not list(tmp_path.glob("*/result.json"))
+  assert train.run(config, tmp_path).status == "complete"
+
+
+def test_the_second_signal_ends_a_run_at_once(
+    make_config, tmp_path: pathlib.Path) -> None:
+  def twice(row: dict[str, Any]) -> None:
+    if row["step"] == 3:
+      signal.raise_signal(signal.SIGINT)
+      signal.raise_signal(signal.SIGINT)
+  with pytest.raises(KeyboardInterrupt):
+    train.run(make_config(), tmp_path, on_row=twice)
+
+
+def test_a_run_that_another_process_has_just_finished_is_left_alone(
+    make_config, tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch) -> None:
+  config = make_config()
+  claim = loop._claim
+
+  def late(run_dir: pathlib.Path):
+    monkeypatch.setattr(loop, "_claim", claim)
+    train.run(config, tmp_path)
+    return claim(run_dir)
+  monkeypatch.setattr(loop, "_claim", late)
+  assert train.run(config, tmp_path).resumes == 0
+
+
 def test_a_directory_in_use_is_refused(
     make_config, tmp_path: pathlib.Path) -> None:
   config = make_config()

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the environment of a process on a CPU gets."""
 
+import importlib.util
 import os
+import pathlib
 import sys
 
 import pytest
@@ -49,6 +51,18 @@ def test_an_accelerator_or_a_no_leaves_the_environment_alone(
     ("cpu", False), ("cuda,cpu", True), ("tpu", True), ("cpu,tpu", False)])
 def test_the_platform_asked_for_decides(platforms: str, expected: bool) -> None:
   assert tuning.has_accelerator({"JAX_PLATFORMS": platforms}) == expected
+
+
+@pytest.mark.parametrize("plugin, card, expected", [
+    (True, True, True), (False, True, False), (True, False, False)])
+def test_an_accelerator_is_a_card_and_a_plugin(
+    monkeypatch: pytest.MonkeyPatch, plugin: bool, card: bool, expected: bool,
+) -> None:
+  monkeypatch.setattr(importlib.util, "find_spec",
+                      lambda name: plugin and name == "jax_plugins" or None)
+  monkeypatch.setattr(pathlib.Path, "glob",
+                      lambda _, pattern: iter(["nvidia0"] * card))
+  assert tuning.has_accelerator({}) == expected
 
 
 def test_a_process_restarts_itself_once(

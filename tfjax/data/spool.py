@@ -108,8 +108,12 @@ def _clean(config: config_lib.DataConfig, working: pathlib.Path,
 
 
 def fill(config: config_lib.DataConfig, working: pathlib.Path,
-                skipped: collections.Counter[str],
-                progress: Progress) -> Spool:
+         skipped: collections.Counter[str], progress: Progress) -> Spool:
+  """Cleans the corpus into a spool in `working`; counts what it left out.
+
+  Raises:
+    ConfigError, DataError: fewer than two documents are left.
+  """
   path = working / FILE
   hashes_below = num_documents = num_bytes = 0
   threshold = int(config.validation_fraction * 2 ** 64)

@@ -179,7 +179,6 @@ class Steps:
                                        cut(batch.weights)))
     return sums
 
-
   def _parts(self, batch: Batch) -> int:
     """How many parts a batch is computed in: what was asked for, or more."""
     rows, parts = batch.windows.shape[0], self.accumulation_steps

@@ -6,6 +6,7 @@ quarter of a small model's time; huge pages remove nearly all of those faults.
 Both settings are read when a process starts, so they go into the environment.
 """
 
+import importlib.util
 import os
 import pathlib
 import sys
@@ -15,6 +16,7 @@ from tfjax import config as config_lib
 
 _HUGE_PAGES = "glibc.malloc.hugetlb=1"
 _MARK = "TFJAX_CPU_TUNED"
+_PLUGINS = ("jax_plugins", "libtpu")  # modules that bring accelerators to JAX
 _LAST_LEVEL_CACHE_BYTES = 32 * 2**20  # of a usual server or laptop
 
 
@@ -56,10 +58,16 @@ def part_tokens(
 
 
 def has_accelerator(environment: Mapping[str, str] = os.environ) -> bool:
-  """Whether JAX would find one; looks for device files, starts nothing."""
+  """Whether JAX would find one; looks for files, starts nothing.
+
+  Without a plugin JAX runs on the CPU, whatever cards the machine has.
+  """
   platforms = environment.get("JAX_PLATFORMS", "")
   if platforms:
     return platforms.split(",")[0] != "cpu"
+  if not ("TPU_LIBRARY_PATH" in environment or
+          any(map(importlib.util.find_spec, _PLUGINS))):
+    return False
   patterns = ("nvidia[0-9]*", "accel[0-9]*", "kfd", "vfio/[0-9]*")
   return any(any(pathlib.Path("/dev").glob(p)) for p in patterns)
 
