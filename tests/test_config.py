@@ -192,7 +192,7 @@ def test_a_contradiction_is_named_with_the_remedy(
 def test_what_follows_is_filled_in() -> None:
   model = resolve({"model.size": "98k"}).model
   assert (model.d_model, model.num_layers, model.num_heads) == (64, 2, 8)
-  assert model.d_ff == 256 and model.head_dim == 16
+  assert model.d_ff == 256 and model.head_dim == 8
   # 8/3 of 64 is 170.67, and the next multiple of 8 is 176.
   assert resolve({"model.size": "98k", "model.activation": "swiglu"}
                  ).model.d_ff == 176

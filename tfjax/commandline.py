@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command line of scripts: --config=FILE with --config.key=value.
 
 On top of `ml_collections.config_flags`: --config.key=None unsets a value, and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an experiment is: frozen dataclasses, and the ConfigDict edge.
 
 Experiment files and the command line speak `ml_collections.ConfigDict`

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The size ladder: one dial, a name, gives width, depth and heads.
 
 Names are the non-embedding parameters, 12 layers width^2, rounded. From

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Batches: a function of seed and step, nested, and the same on any hosts."""
 
 import numpy as np

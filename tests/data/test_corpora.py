@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Corpora: real text in order, bounded pieces, and clear errors."""
 
 import collections

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Token stores: content, identity, deduplication, and builds that die."""
 
 import collections

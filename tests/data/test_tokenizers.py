@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tokenizers: lossless, reproducible, and with a separator of their own."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sweeps on real worker processes: failures, kills, signals, retries.
 
 Most tests give the workers `act` below in place of `tfjax.train.run`: it

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lists of overrides, and the specs that are made of them."""
 
 import pathlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a config amounts to: parameters, steps, tokens, epochs and FLOPs.
 
 Known before anything runs, except the length of the training split, which the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training FLOPs from the shapes of the matrix products, by component.
 
 Only matrix products count (a multiplication and an addition are 2), as in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Peak rates of accelerators: dense bfloat16, without sparsity.
 
 A device that is not listed has no known peak: None, never a guess. CPUs are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Data: corpus -> tokenizer -> token store -> batches[step].
 
 `corpora` yields documents, `synthetic` is the corpus of known entropy,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Token windows in batches, as a function of the step.
 
 Window i of a split is tokens [i T, i T + T + 1): T inputs and T targets, so

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where text comes from: every corpus as one stream of documents.
 
 Documents come in a fixed order and in bounded memory: a long one arrives as

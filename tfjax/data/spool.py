@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A store's first pass: the corpus cleaned, on disk, and who is held out.
 
 Which documents are held out is known only when the whole corpus was seen, and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Token stores: a corpus, cleaned, split and tokenised once, memory-mapped.
 
 A store is a directory: train.bin and validation.bin (little-endian token ids),

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A Markov source of text whose entropy rate is known exactly.
 
 The next symbol depends on the `order` symbols before it, through conditional

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Text to tokens and back: byte, trained BPE and Unigram, or from a directory.
 
 All are Hugging Face `tokenizers` pipelines saved as tokenizer.json with the

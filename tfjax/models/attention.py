@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Causal self-attention: one reference, and the forms that are fast.
 
 All take and give (batch, heads, length, head width), with softmax in float32:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parts that every model shares: parameters with named axes, projections,
 norms, feed-forward, rotary positions. Attention is in attention.py.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The decoder: tokens -> hidden states -> logits, and its parameter counts.
 
 What is predicted from what, and the loss, are in `tfjax.objectives`.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is predicted from what: tokens -> inputs, targets, weights, loss."""
 
 from tfjax.objectives import causal

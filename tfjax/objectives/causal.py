@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Causal language modelling: every token is predicted from those before it.
 
 Shape letters: B batch, T length, V vocabulary.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Cross-entropy of a linear head, without the batch's logits in memory.
 
 Shape letters: B batch, T length, C chunk length, D model width, V vocabulary.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Many runs as one thing: plan them, launch them, watch them.
 
     specs = tfjax.sweep.plan(config, overrides)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a person sees of a sweep: the plan, its progress, how it ended.
 
 On a terminal a live display; elsewhere a plain line at each event and a total

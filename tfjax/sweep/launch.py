@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs the specs of a sweep: skips what is done, survives what fails.
 
 The local launcher is a pool of long-lived worker processes, each on its own

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What has been done of a sweep, read from its directory alone.
 
 A run's state is in its own directory: result.json once it has ended, the tail

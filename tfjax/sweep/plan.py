@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which runs a sweep has: lists of overrides, and the specs made of them.
 
 An override is a dictionary of dotted config keys; a sweep is a list of them.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The parent's side of a local worker process: start it, talk to it, end it.
 
 Also what of this machine a worker gets. What is to be run, and what became of

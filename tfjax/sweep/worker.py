@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A worker process of a local sweep: runs what its parent hands it.
 
     python -m tfjax.sweep.worker MODULE:FUNCTION

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a killed run resumes from: train state and counters, by Orbax."""
 
 import pathlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Loss on held-out documents, with its standard error and bits per byte."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One run from config to record: the order of operations.
 
     claim the directory -> data, budget, mesh -> state (new or restored)

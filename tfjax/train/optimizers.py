@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The optimizer: AdamW, which parameters decay, and learning-rate schedules.
 
 A schedule's numbers are traced values of the train state, not constants of

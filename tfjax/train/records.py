@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run's files: config.json, metrics.jsonl, result.json. They are the truth.
 
 result.json and config.json are replaced whole or not at all; metrics.jsonl is

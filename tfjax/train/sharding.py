@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where arrays live: the mesh, and the rules from logical axes to its axes.
 
 Today's mesh has one axis, `data`; a new one is an entry in MESH_AXES and new

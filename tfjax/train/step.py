@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The train step: (state, batch) -> (state, metrics), jitted over a mesh.
 
 The step knows no objective and no model by name: it is given a model and the

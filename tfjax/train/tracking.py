@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The mirror of a run's records in wandb: never slows or stops a run.
 
 A thread of its own feeds wandb from a bounded queue. When wandb raises, hangs

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a CPU needs to train at full speed; nothing of it on accelerators.
 
 XLA's CPU backend allocates its temporary arena anew every step. With glibc's
