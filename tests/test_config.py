@@ -191,8 +191,8 @@ def test_a_contradiction_is_named_with_the_remedy(
 
 def test_what_follows_is_filled_in() -> None:
   model = resolve({"model.size": "98k"}).model
-  assert (model.d_model, model.num_layers, model.num_heads) == (64, 2, 8)
-  assert model.d_ff == 256 and model.head_dim == 8
+  assert (model.d_model, model.num_layers, model.num_heads) == (64, 2, 4)
+  assert model.d_ff == 256 and model.head_dim == 16
   # 8/3 of 64 is 170.67, and the next multiple of 8 is 176.
   assert resolve({"model.size": "98k", "model.activation": "swiglu"}
                  ).model.d_ff == 176
@@ -206,7 +206,7 @@ def test_round_trip_through_json() -> None:
   config = resolve({
       "data.corpus": "files", "data.files": ["a.txt", "b/*.md"],
       "optimizer.clip_norm": None, "checkpoint.every_steps": 7,
-      "optimizer.learning_rate": 1e-3 / 3, "model.num_heads": 2})
+      "optimizer.learning_rate": 1e-3 / 3, "model.num_heads": 1})
   text = json.dumps(config_lib.to_dict(config), allow_nan=False)
   again = config_lib.from_dict(json.loads(text))
   assert again == config
@@ -334,6 +334,6 @@ def test_the_hash_changes_with_what_shapes_the_result(
 
 def test_the_hash_does_not_tell_a_size_from_its_numbers() -> None:
   spelt = resolve({"model.size": None, "model.d_model": 16,
-                   "model.num_layers": 1, "model.num_heads": 2})
+                   "model.num_layers": 1, "model.num_heads": 1})
   assert config_lib.config_hash(spelt) == config_lib.config_hash(resolve())
   assert len(config_lib.config_hash(spelt)) == 12
