@@ -88,4 +88,4 @@ def test_commands_run(tmp_path: pathlib.Path):
     assert "Traceback" not in output, f"{shlex.join(command)}\n{output}"
   for workdir in ("quickstart", "mine"):
     page = (tmp_path / "runs" / workdir / "report.html").read_text("utf-8")
-    assert "12 runs" in page
+    assert "12 complete runs of 12" in page
