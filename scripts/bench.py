@@ -173,7 +173,7 @@ MAKERS = {"tfjax": tfjax_step, "transformers": transformers_step,
           "gemm": gemm_step}
 
 
-# --- A contender's process ------------------------------------------------------
+# --- A contender's process ---------------------------------------------------
 
 
 def serve(contender: str, shape: Shape) -> None:
@@ -246,7 +246,7 @@ class Contender:
     return json.loads(line)
 
 
-# --- The measurement --------------------------------------------------------------
+# --- The measurement ---------------------------------------------------------
 
 
 def measure(name: str, contenders: list[str], cores: int) -> dict[str, Any]:

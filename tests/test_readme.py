@@ -17,11 +17,13 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # here nor below fails the test.
 SHRINK = {
     "scripts/quickstart.sh": [
-        "--sweep_arg=most_tokens=16384", "--sweep_arg=sizes=('3k', '6k', '14k')",
+        "--sweep_arg=most_tokens=16384",
+        "--sweep_arg=sizes=('3k', '6k', '14k')",
         "--config.evaluation.tokens=4096"],
     "scripts/test.sh": ["tests/test_layers_of_the_house.py", "-n", "0"],
     "scripts/sweep.py": [
-        "--sweep_arg=most_tokens=16384", "--sweep_arg=sizes=('3k', '6k', '14k')",
+        "--sweep_arg=most_tokens=16384",
+        "--sweep_arg=sizes=('3k', '6k', '14k')",
         "--config.evaluation.tokens=4096"],
     "scripts/train.py": [
         "--config.duration.tokens=8192", "--config.evaluation.tokens=4096"],
