@@ -58,16 +58,13 @@ class Decoder(nn.Module):
     if config.positions == "learned":
       self.position_embedding = Embedding(
           config.context_length, "position", config.d_model, config.init_std)
-    block = Block
+    block = _ScanBlock if config.scan_layers else Block
     if config.remat != "none":
-      block = nn.remat(Block, policy=REMAT_POLICIES[config.remat],
+      block = nn.remat(block, policy=REMAT_POLICIES[config.remat],
                        prevent_cse=not config.scan_layers)
     if config.scan_layers:
       self.blocks = nn.scan(
-          _ScanBlock if config.remat == "none" else nn.remat(
-              _ScanBlock, policy=REMAT_POLICIES[config.remat],
-              prevent_cse=False),
-          variable_axes={"params": 0}, split_rngs={"params": True},
+          block, variable_axes={"params": 0}, split_rngs={"params": True},
           length=config.num_layers,
           metadata_params={nn.PARTITION_NAME: "layers"})(
               config, self.backend)
