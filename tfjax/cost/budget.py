@@ -70,8 +70,7 @@ def plan(config: config_lib.ExperimentConfig, train_tokens: int) -> Budget:
   tokens = steps * batch_tokens
   epochs = tokens / unique
   # Rounding up to whole steps may pass the limit by less than one batch.
-  if (tokens - batch_tokens) / unique >= config.data.max_epochs or (
-      wanted > config.data.max_epochs * unique):
+  if wanted > config.data.max_epochs * unique:
     raise config_lib.ConfigError(
         f"duration.{key}", f"asks for {tokens:,} tokens, {epochs:.3g} epochs "
         f"of the {unique:,} that there are; ask for at most "

@@ -148,10 +148,11 @@ class Attention(nn.Module):
   def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
     config = self.config
     num_heads, width = config.num_heads, config.head_dim
-    init = nn.initializers.normal(config.init_std)
 
     def heads(name: str) -> Heads:
-      y_BTD = _HeadProjection(config, self.backend, init, name=name)(x_BTD)
+      y_BTD = layers.Projection(
+          config, self.backend, (config.d_model, num_heads, width),
+          ("embed", "heads", "head_dim"), name=name)(x_BTD)
       y_BTNH = y_BTD.reshape(*y_BTD.shape[:2], num_heads, width)
       return layers.constrain(y_BTNH.swapaxes(1, 2),
                               "batch", "heads", "length", None)
@@ -169,26 +170,3 @@ class Attention(nn.Module):
         config, self.backend, (num_heads * width, config.d_model),
         ("heads", "embed"), layers.residual_std(config), name="output")(
             out_BTD)
-
-
-class _HeadProjection(nn.Module):
-  """D -> N H, with the kernel kept as D x N x H so that heads can shard."""
-
-  config: config_lib.ModelConfig
-  backend: str
-  init: jax.nn.initializers.Initializer
-
-  @nn.compact
-  def __call__(self, x_BTD: Array) -> Array:
-    config = self.config
-    shape = (config.d_model, config.num_heads, config.head_dim)
-    kernel_DNH = layers.parameter(
-        self, "kernel", self.init, shape, ("embed", "heads", "head_dim"))
-    y_BTD = layers.project(
-        x_BTD, kernel_DNH.reshape(shape[0], -1), self.backend)
-    if config.use_bias:
-      bias_NH = layers.parameter(
-          self, "bias", nn.initializers.zeros, shape[1:],
-          ("heads", "head_dim"))
-      y_BTD += bias_NH.reshape(-1).astype(y_BTD.dtype)
-    return y_BTD

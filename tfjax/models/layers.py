@@ -179,24 +179,28 @@ def residual_std(config: config_lib.ModelConfig) -> float:
 
 
 class Projection(nn.Module):
-  """A dense layer; `shape` is (inputs, outputs)."""
+  """A dense layer; `shape` is (inputs, outputs).
+
+  Outputs may have several dimensions, such as heads and head width, so that
+  each can be sharded; the result has them as one.
+  """
 
   config: config_lib.ModelConfig
   backend: str
-  shape: tuple[int, int]
-  axes: tuple[str, str]
+  shape: tuple[int, ...]
+  axes: tuple[str, ...]
   std: float | None = None
 
   @nn.compact
   def __call__(self, x_BTD: Array) -> Array:
     std = self.config.init_std if self.std is None else self.std
-    kernel_DF = parameter(
+    kernel = parameter(
         self, "kernel", nn.initializers.normal(std), self.shape, self.axes)
-    y_BTF = project(x_BTD, kernel_DF, self.backend)
+    y_BTF = project(x_BTD, kernel.reshape(self.shape[0], -1), self.backend)
     if self.config.use_bias:
-      bias_F = parameter(self, "bias", nn.initializers.zeros,
-                         self.shape[1:], self.axes[1:])
-      y_BTF += bias_F.astype(y_BTF.dtype)
+      bias = parameter(self, "bias", nn.initializers.zeros,
+                       self.shape[1:], self.axes[1:])
+      y_BTF += bias.reshape(-1).astype(y_BTF.dtype)
     return y_BTF
 
 
