@@ -11,7 +11,7 @@ from typing import Any, Sequence
 import ml_collections
 
 from tfjax import config as config_lib
-from tfjax import ladder
+from tfjax.models import families
 from tfjax import sweep
 
 SIZES = ("6k", "14k", "25k", "55k", "98k", "197k")
@@ -57,5 +57,5 @@ def get_sweep(
 
 def learning_rate(size: str) -> float:
   """Falls with the width; from short runs at widths 16 and 64."""
-  d_model = ladder.LADDER[size][0]
+  d_model = families.LADDER[size][0]
   return 0.02 * (16 / d_model) ** 0.75

@@ -35,6 +35,7 @@ from absl import flags
 
 from tfjax import config as config_lib
 from tfjax.cost import flops as flops_lib
+from tfjax.cost import lengths as lengths_lib
 from tfjax.train import tuning
 
 _SHAPES = flags.DEFINE_list("shapes", ["i", "ii", "iii"], "which to measure")
@@ -102,6 +103,8 @@ def tfjax_step(shape: Shape) -> Callable[[Any], Callable[[], float]]:
   """The train step that `tfjax.train.run` uses."""
   import jax
   import numpy as np
+  from tfjax.models import inputs as inputs_lib
+  from tfjax.objectives import loss as loss_lib
   from tfjax.train import optimizers
   from tfjax.train import sharding
   from tfjax.train import step as step_lib
@@ -111,15 +114,15 @@ def tfjax_step(shape: Shape) -> Callable[[Any], Callable[[], float]]:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   mesh = sharding.make_mesh(config.runtime, config.train.batch_size)
   steps = step_lib.steps_for(config, mesh)
-  train = steps.compiled_train(shape.batch_size, shape.context_length)
   state = steps.init(jax.random.key(0),
                      optimizers.make_schedule(config.optimizer, 1000))
-  weights = np.ones(shape.batch_size, np.float32)
+  weights = np.ones((shape.batch_size, shape.context_length), np.float32)
 
   def step(windows):
     nonlocal state
-    batch = step_lib.put(sharding.batch_sharding(mesh), windows, weights)
-    state, metrics = train(state, batch)
+    batch = step_lib.put(sharding.batch_sharding(mesh), loss_lib.Batch(
+        inputs_lib.Inputs(windows[:, :-1]), windows[:, 1:], weights))
+    state, metrics = steps.compiled_train(batch)(state, batch)
     return lambda: float(metrics["loss"])
   return step
 
@@ -274,7 +277,9 @@ def measure(name: str, contenders: list[str], cores: int) -> dict[str, Any]:
   seconds = {who: [b[kind] / b["steps"] for b in rows[1:]]
              for who, rows in bursts.items()}
   gemm = 2 * _GEMM**3 / statistics.median(seconds["gemm"])
-  flops = flops_lib.training_flops_per_token(experiment(shape).model).total
+  config = experiment(shape)
+  flops = flops_lib.training_flops_per_token(
+      config.model, lengths_lib.of(config)).total
   table = {}
   for who in contenders:
     median = statistics.median(seconds[who])

@@ -22,7 +22,7 @@ from typing import Any, Callable, Mapping
 import ml_collections
 from ml_collections import config_dict
 
-from tfjax import ladder
+from tfjax.models import families
 
 Check = Callable[[Any], str | None]  # the value -> what would be valid, or None
 
@@ -77,39 +77,112 @@ def group(cls: type, *, affects_result: bool = True) -> Any:
       affects_result=affects_result))
 
 
+_SIZES = tuple(dict.fromkeys(
+    size for family in families.FAMILIES for size in families.shapes(family)))
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """The network: its family's choices and its size."""
+  """The network: a family (tfjax.models.families), which sets every field that
+  is left unset, and a size."""
 
-  family: str = field("decoder", "model family", one_of("decoder"))
+  family: str = field("gpt2", "the preset of what is not set here",
+                      one_of(*families.FAMILIES))
   size: str | None = field(
-      None, "name on the size ladder (tfjax.ladder), which sets d_model, "
-      "num_layers and num_heads", one_of(*ladder.LADDER),
-      affects_result=False)
+      None, "a published size of the family (small, base, ...) or a name on "
+      "the ladder (98k, 85M, ...); sets d_model, num_layers, num_heads, ...",
+      one_of(*_SIZES), affects_result=False)
+  architecture: str | None = field(
+      None, "which stacks there are",
+      one_of("decoder", "encoder", "encoder_decoder"))
   d_model: int | None = field(None, "width of the residual stream",
                               at_least(1))
-  num_layers: int | None = field(None, "number of blocks", at_least(1))
+  num_layers: int | None = field(
+      None, "number of blocks, in each stack", at_least(1))
+  num_encoder_layers: int | None = field(
+      None, "blocks of an encoder-decoder's encoder; unset: num_layers",
+      at_least(1))
   num_heads: int | None = field(None, "attention heads", at_least(1))
+  num_kv_heads: int | None = field(
+      None, "heads of keys and values (grouped-query attention); unset: the "
+      "largest divisor of num_heads that is at most num_heads / query_groups",
+      at_least(1))
+  query_groups: int | None = field(
+      None, "query heads that share keys and values, where num_kv_heads is "
+      "not set", at_least(1))
+  head_dim: int | None = field(
+      None, "width of a head; unset: d_model / num_heads", at_least(1))
   d_ff: int | None = field(
       None, "feed-forward width; unset: 4 d_model, or 8/3 d_model rounded up "
-      "to a multiple of 8 for swiglu", at_least(1))
-  context_length: int = field(256, "tokens in a training window", at_least(1))
+      "to a multiple of 8 where it is gated", at_least(1))
+  context_length: int = field(
+      256, "tokens in a training window, and rows of learned positions",
+      at_least(1))
   vocab_size: int | None = field(
-      None, "rows of the embedding; unset: the tokenizer's size", at_least(2))
-  positions: str = field("learned", "position encoding",
-                         one_of("learned", "rotary"))
-  rotary_base: float = field(10000.0, "base of the rotary wavelengths",
-                             more_than(1))
-  activation: str = field("gelu", "feed-forward nonlinearity",
-                          one_of("gelu", "swiglu"))
-  norm: str = field("layer_norm", "normalisation",
-                    one_of("layer_norm", "rms_norm"))
-  norm_epsilon: float = field(1e-5, "added to the variance", more_than(0))
-  use_bias: bool = field(True, "biases in projections and layer norms")
-  tie_embedding: bool = field(True, "the head is the embedding, transposed")
+      None, "rows of the embedding; unset: the tokenizer's size, and what the "
+      "objective adds", at_least(2))
+  positions: str | None = field(
+      None, "position encoding",
+      one_of("learned", "sinusoidal", "rotary", "relative"))
+  position_offset: int | None = field(
+      None, "learned positions start at this row", at_least(0))
+  rotary_base: float | None = field(None, "base of the rotary wavelengths",
+                                    more_than(1))
+  rotary_base_local: float | None = field(
+      None, "the same in layers with a window; unset: rotary_base",
+      more_than(1))
+  relative_buckets: int | None = field(
+      None, "rows of the relative position bias", at_least(4))
+  relative_distance: int | None = field(
+      None, "distance from which relative positions share a bucket",
+      at_least(2))
+  num_token_types: int | None = field(
+      None, "rows of the token type (sentence) embedding; 0: none",
+      at_least(0))
+  embedding_norm: bool | None = field(None, "a norm after the embeddings")
+  scale_embedding: bool | None = field(
+      None, "token embeddings are multiplied by sqrt(d_model)")
+  norm: str | None = field(None, "normalisation",
+                           one_of("layer_norm", "rms_norm"))
+  norm_position: str | None = field(
+      None, "pre: of a sublayer's input, and after the last block; post: of "
+      "the sum with its output", one_of("pre", "post"))
+  norm_epsilon: float | None = field(None, "added to the variance",
+                                     more_than(0))
+  first_norm: bool | None = field(
+      None, "the first block's attention has a norm of its own")
+  window: int | None = field(
+      None, "sliding attention: keys that a causal query sees, itself "
+      "included; without causality half of it on either side; 0: all",
+      at_least(0))
+  global_every: int | None = field(
+      None, "of so many layers the first attends to everything, the others "
+      "within the window; 0: none does", at_least(0))
+  scale_scores: bool | None = field(
+      None, "attention scores are divided by sqrt(head_dim)")
+  activation: str | None = field(
+      None, "feed-forward nonlinearity; gelu: exact, by the error function",
+      one_of("gelu", "gelu_tanh", "relu", "silu"))
+  gated: bool | None = field(
+      None, "the feed-forward is gated (GEGLU, SwiGLU: Shazeer 2020)")
+  use_bias: bool | None = field(None, "biases in projections and layer norms")
+  tie_embedding: bool | None = field(
+      None, "the head is the embedding, transposed")
+  scale_head: bool | None = field(
+      None, "the head's input is divided by sqrt(d_model)")
+  head_transform: bool | None = field(
+      None, "a dense layer, the nonlinearity and a norm before the head")
+  head_bias: bool | None = field(None, "the head adds a bias")
+  pooler: bool | None = field(
+      None, "a dense layer and tanh over the first token; no objective trains "
+      "it")
+  initializer: str | None = field(
+      None, "normal: init_std; fan_in: 1 / sqrt(inputs), embeddings 1 (or "
+      "1 / sqrt(d_model), where they are scaled)", one_of("normal", "fan_in"))
   init_std: float = field(
-      0.02, "standard deviation of initial weights; projections into the "
-      "residual stream get init_std / sqrt(2 num_layers)", more_than(0))
+      0.02, "standard deviation of initial weights (initializer=normal); in "
+      "pre-norm models projections into the residual stream get "
+      "init_std / sqrt(2 num_layers)", more_than(0))
   scan_layers: bool = field(
       False, "nn.scan over layers: compiles faster when deep, runs slower")
   remat: str = field(
@@ -117,12 +190,8 @@ class ModelConfig:
       "outputs, or whole blocks", one_of("none", "dots", "full"))
   attention: str = field(
       "auto", "attention implementation; auto: by backend",
-      one_of("auto", "reference", "block_causal", "dot_product"),
+      one_of("auto", "reference", "blocks", "dot_product"),
       affects_result=False)
-
-  @property
-  def head_dim(self) -> int:
-    return self.d_model // self.num_heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +237,8 @@ class DataConfig:
       "file", "what a document is in a text file (corpus=files)",
       one_of("file", "paragraph", "line"))
   text_field: str = field("text", "column of JSONL, Parquet and hub rows")
+  target_field: str = field(
+      "", "column of the target, for objective.corruption=pairs")
   hub_name: str = field("", "name for datasets.load_dataset (corpus=hub)")
   hub_config: str = field("", "its configuration name; empty: none")
   hub_split: str = field("train", "its split")
@@ -192,6 +263,49 @@ class DataConfig:
   shuffle_seed: int = field(0, "order of the training windows", at_least(0))
   cache_dir: str = field(
       "~/.cache/tfjax", "where token stores are kept", affects_result=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+  """What is predicted from what."""
+
+  name: str | None = field(
+      None, "unset: what the architecture is for: causal for a decoder, "
+      "masked for an encoder, seq2seq for an encoder-decoder",
+      one_of("causal", "masked", "seq2seq"))
+  separate_documents: bool = field(
+      False, "attention does not cross the border between two documents in a "
+      "window (causal and masked)")
+  prefix_lm: bool = field(
+      False, "causal: a random prefix of each window is seen whole and not "
+      "predicted (Raffel et al. 2020, §3.2)")
+  mask_rate: float = field(
+      0.15, "masked: share of tokens that are predicted", within(1e-6, 1))
+  mask_share: float = field(
+      0.8, "masked: share of the predicted that become the mask token",
+      within(0, 1))
+  random_share: float = field(
+      0.1, "masked: share of the predicted that become a random token; the "
+      "rest stays", within(0, 1))
+  whole_words: bool = field(
+      False, "masked: all tokens of a word are predicted, or none")
+  corruption: str = field(
+      "spans", "seq2seq: spans (T5: each becomes a sentinel, the target lists "
+      "them), infilling (BART: each becomes one mask, the target is the "
+      "text), pairs (data.target_field), or none (BART with sentence "
+      "permutation only)",
+      one_of("spans", "infilling", "pairs", "none"))
+  noise_density: float = field(
+      0.15, "seq2seq: share of tokens in corrupted spans (T5: 0.15, BART: "
+      "0.3)", within(1e-6, 0.99))
+  mean_span: float = field(
+      3.0, "seq2seq: mean length of a corrupted span", at_least(1))
+  permute_sentences: bool = field(
+      False, "seq2seq: the source's sentences in random order (BART)")
+  source_length: int | None = field(
+      None, "pairs: longest source, with its end; unset: context_length",
+      at_least(2))
+  seed: int = field(0, "of the corruption", at_least(0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,8 +427,7 @@ class ExperimentConfig:
       "experiment", "what people call it; kept in config.json and wandb",
       affects_result=False)
   seed: int = field(0, "of the initial weights", at_least(0))
-  objective: str = field("causal", "what is predicted from what",
-                         one_of("causal"))
+  objective: ObjectiveConfig = group(ObjectiveConfig)
   model: ModelConfig = group(ModelConfig)
   data: DataConfig = group(DataConfig)
   duration: DurationConfig = group(DurationConfig)
@@ -530,7 +643,7 @@ def _build(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
 
 def _complete(config: ExperimentConfig) -> ExperimentConfig:
   """Fills in derived fields and checks fields against each other."""
-  config = dataclasses.replace(config, model=_complete_model(config.model))
+  config = dataclasses.replace(config, model=complete_model(config.model))
   model, train = config.model, config.train
   given = [entry.name for entry in dataclasses.fields(DurationConfig)
            if getattr(config.duration, entry.name) is not None]
@@ -562,17 +675,27 @@ def _complete(config: ExperimentConfig) -> ExperimentConfig:
   for name in ("beta1", "beta2"):
     if getattr(optimizer, name) == 1:
       raise ConfigError(f"optimizer.{name}", "must be less than 1")
-  if (model.positions == "rotary") and model.head_dim % 2:
-    raise ConfigError("model.num_heads", f"rotary positions need an even head "
-                      f"width; d_model / num_heads = {model.head_dim}")
-  return config
+  return dataclasses.replace(
+      config, objective=_complete_objective(config))
 
 
-def _complete_model(model: ModelConfig) -> ModelConfig:
+def complete_model(model: ModelConfig) -> ModelConfig:
+  """Every field set, from the size, the family and each other.
+
+  Raises:
+    ConfigError: fields are missing or contradict each other.
+  """
+  preset = families.FAMILIES[model.family].fields
   shape = ("d_model", "num_layers", "num_heads")
   if model.size is not None:
-    named = dict(zip(shape, ladder.LADDER[model.size]))
-    clash = [k for k in shape if getattr(model, k) not in (None, named[k])]
+    sizes = families.shapes(model.family)
+    if model.size not in sizes:
+      raise ConfigError(
+          "model.size", f"{model.family} has no size {model.size!r}; it has "
+          f"{', '.join(families.FAMILIES[model.family].sizes)} and the "
+          f"ladder's {', '.join(families.LADDER)}")
+    named = sizes[model.size]
+    clash = [k for k in named if getattr(model, k) not in (None, named[k])]
     if clash:
       raise ConfigError(
           f"model.{clash[0]}", f"model.size={model.size!r} already sets it to "
@@ -582,20 +705,104 @@ def _complete_model(model: ModelConfig) -> ModelConfig:
   if missing:
     raise ConfigError(
         f"model.{missing[0]}", "is not set; set model.size (one of "
-        f"{', '.join(ladder.LADDER)}) or all of {', '.join(shape)}")
-  if model.d_model % model.num_heads:
-    divisors = [n for n in range(1, model.d_model + 1)
-                if model.d_model % n == 0]
-    raise ConfigError(
-        "model.num_heads", f"{model.num_heads} does not divide model.d_model "
-        f"{model.d_model}; valid: {', '.join(map(str, divisors))}")
+        f"{', '.join(families.shapes(model.family))}) or all of "
+        f"{', '.join(shape)}")
+  model = dataclasses.replace(model, **{
+      name: value for name, value in preset.items()
+      if getattr(model, name) is None})
+  return _checked_model(_derived_fields(model))
+
+
+def _derived_fields(model: ModelConfig) -> ModelConfig:
+  """Sets what is still unset from other fields."""
+  heads, given = model.num_heads, {}
+  if model.head_dim is None:
+    if model.d_model % heads:
+      raise ConfigError(
+          "model.num_heads", f"{heads} does not divide model.d_model "
+          f"{model.d_model}; valid: "
+          f"{', '.join(map(str, _divisors(model.d_model)))}, or set "
+          "model.head_dim")
+    given["head_dim"] = model.d_model // heads
+  if model.num_kv_heads is None:
+    most = max(1, heads // model.query_groups)
+    given["num_kv_heads"] = max(n for n in _divisors(heads) if n <= most)
   if model.d_ff is None:
-    if model.activation == "swiglu":
-      d_ff = -(-8 * model.d_model // 3 // 8) * 8
-    else:
-      d_ff = 4 * model.d_model
-    model = dataclasses.replace(model, d_ff=d_ff)
+    given["d_ff"] = (-(-8 * model.d_model // 3 // 8) * 8 if model.gated
+                     else 4 * model.d_model)
+  if model.num_encoder_layers is None:
+    given["num_encoder_layers"] = model.num_layers
+  return dataclasses.replace(model, **given)
+
+
+def _divisors(number: int) -> list[int]:
+  return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def _checked_model(model: ModelConfig) -> ModelConfig:
+  """The model, unless its fields contradict each other."""
+  if model.num_heads % model.num_kv_heads:
+    raise ConfigError(
+        "model.num_kv_heads", f"{model.num_kv_heads} does not divide "
+        f"model.num_heads {model.num_heads}; valid: "
+        f"{', '.join(map(str, _divisors(model.num_heads)))}")
+  if model.positions == "rotary" and model.head_dim % 2:
+    raise ConfigError(
+        "model.num_heads", "rotary positions need an even head width; it is "
+        f"{model.head_dim}")
+  if model.positions == "sinusoidal" and model.d_model % 2:
+    raise ConfigError("model.d_model", "sinusoidal positions need an even "
+                      f"width, not {model.d_model}")
+  if model.window and model.positions == "relative":
+    raise ConfigError("model.window", "is not for relative positions; set it "
+                      "to 0 or choose other positions")
+  if (model.num_encoder_layers != model.num_layers and
+      model.architecture != "encoder_decoder"):
+    raise ConfigError("model.num_encoder_layers", "is for encoder-decoders; "
+                      f"the architecture is {model.architecture!r}")
+  if not model.first_norm and (
+      model.norm_position == "post" or model.architecture != "encoder"):
+    raise ConfigError("model.first_norm", "may be left out of pre-norm "
+                      "encoders only")
+  if model.pooler and model.architecture != "encoder":
+    raise ConfigError("model.pooler", "is for encoders; the architecture is "
+                      f"{model.architecture!r}")
   return model
+
+
+_OBJECTIVES = {"decoder": "causal", "encoder": "masked",
+               "encoder_decoder": "seq2seq"}
+
+
+def _complete_objective(config: ExperimentConfig) -> ObjectiveConfig:
+  """The objective with its name, checked against model and data."""
+  objective, model = config.objective, config.model
+  name = _OBJECTIVES[model.architecture]
+  if objective.name not in (None, name):
+    raise ConfigError(
+        "objective.name", f"{objective.name!r} is not what the "
+        f"{model.architecture!r} architecture of model.family="
+        f"{model.family!r} is trained on; valid: {name!r}, or another family")
+  if objective.mask_share + objective.random_share > 1:
+    raise ConfigError("objective.random_share", "mask_share and random_share "
+                      "must not exceed 1 together")
+  for key, owner in (("prefix_lm", "causal"), ("whole_words", "masked"),
+                     ("permute_sentences", "seq2seq")):
+    if getattr(objective, key) and name != owner:
+      raise ConfigError(f"objective.{key}", f"is for the {owner} objective, "
+                        f"not {name}")
+  if objective.separate_documents and name == "seq2seq":
+    raise ConfigError("objective.separate_documents", "is for the causal and "
+                      "masked objectives, not seq2seq")
+  pairs = name == "seq2seq" and objective.corruption == "pairs"
+  if pairs != bool(config.data.target_field):
+    raise ConfigError("data.target_field", "is for objective.corruption="
+                      "'pairs' of an encoder-decoder, where it must be set")
+  if objective.source_length is not None and not pairs:
+    raise ConfigError("objective.source_length", "is for objective.corruption="
+                      "'pairs'; other sources follow from "
+                      "model.context_length")
+  return dataclasses.replace(objective, name=name)
 
 
 def _result_fields(config: Any) -> dict[str, Any]:

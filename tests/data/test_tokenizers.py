@@ -183,6 +183,22 @@ def test_foreign_directory(tmp_path: pathlib.Path, settings: dict) -> None:
   assert list(loaded.encode_batch(["hello world"])[0]) == [2, 7]
 
 
+def test_special_tokens_that_are_pieces_of_text(
+    tmp_path: pathlib.Path) -> None:
+  """T5's Unigram holds </s> with the score 0, the best there is."""
+  pipeline = hf.Tokenizer(models.Unigram(
+      [("</s>", 0.0), ("<unk>", 0.0), ("a", -1.0)], unk_id=1))
+  pipeline.add_special_tokens(["</s>", "<unk>"])
+  pipeline.save(str(tmp_path / "tokenizer.json"))
+  settings = {"eos_token": "</s>"}
+  (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+  assert "text can hold '</s>'" in directory_error(tmp_path)
+  (tmp_path / "tokenizer_config.json").write_text(
+      json.dumps(settings | {"unk_token": "<unk>"}))
+  loaded = tokenizers.load(tmp_path)
+  assert list(loaded.encode_batch(["a</s>a"])[0]) == [2, 1, 2]
+
+
 def directory_error(path: pathlib.Path) -> str:
   with pytest.raises(config_lib.ConfigError) as info:
     tokenizers.vocab_size(
@@ -197,7 +213,7 @@ def test_directory_errors(tmp_path: pathlib.Path) -> None:
   assert "names a token to separate documents" in directory_error(tmp_path)
   foreign(tmp_path, eos_token="<eos>")
   assert "'<eos>' is not in the vocabulary" in directory_error(tmp_path)
-  foreign(tmp_path, eos_token="hello")
+  foreign(tmp_path, eos_token="hello", unk_token="[UNK]")
   assert "text can hold 'hello'" in directory_error(tmp_path)
   (tmp_path / "tokenizer_config.json").write_text("{")
   assert "not JSON" in directory_error(tmp_path)

@@ -1,46 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
 """The causal objective: what is predicted from what, and what counts."""
 
-from flax import linen as nn
-import jax
+from typing import Any
+
 import numpy as np
 
-from tfjax import config as config_lib
-from tfjax.models import transformer
-from tfjax.objectives import OBJECTIVES
-from tfjax.objectives import causal
+from tfjax import objectives
+from tfjax.data import tokenizers
+from tfjax.data import vocabulary as vocabulary_lib
+from tfjax.objectives import loss
 
-CONFIG = config_lib.ModelConfig(
-    d_model=16, num_layers=1, num_heads=1, d_ff=16, context_length=6,
-    vocab_size=9, init_std=0.5)
-WINDOWS = np.random.default_rng(0).integers(0, 9, (4, 7)).astype(np.int32)
-WEIGHTS = np.array([1, 0, 1, 1], np.float32)
+T = 16
+WINDOWS = np.random.default_rng(0).integers(0, 256, (40, T + 1), np.int32)
+WEIGHTS = np.array([0] + [1] * 39, np.float32)
 
 
-def test_the_target_is_the_next_token() -> None:
-  windows = np.array([[5, 6, 7], [1, 2, 3]])
-  inputs, targets, weights = causal.split(windows, np.array([1.0, 0.0]))
-  np.testing.assert_array_equal(inputs, [[5, 6], [1, 2]])
-  np.testing.assert_array_equal(targets, [[6, 7], [2, 3]])
-  np.testing.assert_array_equal(weights, [[1, 1], [0, 0]])
+def batch(make_config, changes: dict[str, Any],
+          windows: np.ndarray = WINDOWS) -> loss.Batch:
+  config = make_config({"model.context_length": T, **changes})
+  objective = objectives.create(
+      config, vocabulary_lib.of(config, tokenizers.byte_level()))
+  return objective.batch(windows, WEIGHTS[:len(windows)],
+                         objectives.generators(0, 0, range(len(windows))))
 
 
-def test_the_loss_is_that_of_the_models_logits() -> None:
-  assert OBJECTIVES["causal"] is causal
-  model = transformer.create(CONFIG)
-  random = np.random.default_rng(1)
-  params = jax.tree.map(
-      lambda x: (random.standard_normal(x.shape) / 2).astype(np.float32),
-      nn.meta.unbox(transformer.abstract_parameters(model)))
-  logits = np.asarray(jax.jit(model.apply)(
-      {"params": params}, WINDOWS[:, :-1]), np.float64)
-  log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-  loss_BT = -np.take_along_axis(log_p, WINDOWS[:, 1:, None], -1)[..., 0]
-  losses, counts = jax.jit(
-      lambda *x: causal.losses(model, *x))(params, WINDOWS, WEIGHTS)
-  np.testing.assert_array_equal(counts, 6 * WEIGHTS)
-  np.testing.assert_allclose(losses, loss_BT.sum(1) * WEIGHTS, rtol=1e-5)
-  total, weight = jax.jit(
-      lambda *x: causal.loss_sum(model, *x))(params, WINDOWS, WEIGHTS)
-  assert weight == 18
-  np.testing.assert_allclose(total, losses.sum(), rtol=1e-5)
+def test_the_target_is_the_next_token(make_config) -> None:
+  made = batch(make_config, {})
+  np.testing.assert_array_equal(made.inputs.tokens, WINDOWS[:, :-1])
+  np.testing.assert_array_equal(made.targets, WINDOWS[:, 1:])
+  np.testing.assert_array_equal(
+      made.weights, np.repeat(WEIGHTS[:, None], T, 1))
+  assert made.predicted is made.inputs.segments is made.inputs.prefix is None
+
+
+def test_documents_apart(make_config) -> None:
+  windows = np.array([[5, 6, 256, 7, 8, 9, 256, 256] + [1] * 9], np.int32)
+  made = batch(make_config, {"objective.separate_documents": True}, windows)
+  np.testing.assert_array_equal(
+      made.inputs.segments, [[1, 1, 2, 2, 2, 2, 3, 4] + [4] * 8])
+
+
+def test_a_prefix_is_seen_and_not_predicted(make_config) -> None:
+  made = batch(make_config, {"objective.prefix_lm": True})
+  prefixes = made.inputs.prefix
+  assert prefixes.min() >= 1 and prefixes.max() < T
+  assert len(set(prefixes)) > 8
+  assert not made.weights[0].any()
+  for prefix, weights in zip(prefixes[1:], made.weights[1:]):
+    # Tokens 0 to prefix - 1 are seen whole; the target at t is token t + 1.
+    np.testing.assert_array_equal(weights, np.arange(T) + 1 >= prefix)

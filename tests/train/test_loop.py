@@ -134,9 +134,9 @@ def test_a_run_does_not_depend_on_the_devices(
   fed: dict[int, list[np.ndarray]] = {}
   put = step_lib.put
 
-  def listen(target, windows, weights):
-    fed.setdefault(target.mesh.size, []).append(windows)
-    return put(target, windows, weights)
+  def listen(target, batch):
+    fed.setdefault(target.mesh.size, []).append(batch.inputs.tokens)
+    return put(target, batch)
   monkeypatch.setattr(step_lib, "put", listen)
   found = {}
   for devices in (1, 2, 8):

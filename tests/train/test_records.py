@@ -114,13 +114,13 @@ def test_a_row_is_on_file_at_once(tmp_path: pathlib.Path) -> None:
 def test_a_run_id_tells_what_it_is(make_config) -> None:
   config = make_config()
   name, _, digits = records.run_id(config).rpartition("-")
-  assert name == "causal-3k-6-steps" and len(digits) == 12
+  assert name == "gpt2-3k-6-steps" and len(digits) == 12
   other = records.run_id(make_config({"seed": 1}))
   assert other != records.run_id(config)
   assert records.run_id(make_config({"tracking.project": "else"})) == (
       records.run_id(config))
   flops = records.run_id(make_config({"duration.flops": 1e15}))
-  assert flops.startswith("causal-3k-1e15-flops-")
+  assert flops.startswith("gpt2-3k-1e15-flops-")
   assert not set(flops) & set("+/ ")
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from tfjax import config as config_lib
 from tfjax.models import layers
+from tfjax.models import families
 from tfjax.models import transformer
 from tfjax.train import sharding
 
@@ -83,10 +84,11 @@ def test_what_linen_would_drop_in_silence_raises_and_names_the_parameter(
     sharding.parameter_shardings(tree, mesh())
 
 
-def test_every_parameter_of_the_model_has_axes() -> None:
-  config = config_lib.ModelConfig(
-      d_model=16, num_layers=2, num_heads=2, d_ff=24, context_length=8,
-      vocab_size=30, scan_layers=True, tie_embedding=False)
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_every_parameter_of_a_family_has_axes(family: str) -> None:
+  config = config_lib.complete_model(config_lib.ModelConfig(
+      family=family, d_model=16, num_layers=2, num_heads=2, context_length=8,
+      vocab_size=30, scan_layers=True))
   tree = transformer.abstract_parameters(transformer.create(config))
   got = sharding.parameter_shardings(tree, mesh())
   assert len(jax.tree.leaves(got)) == len(jax.tree.leaves(nn.meta.unbox(tree)))

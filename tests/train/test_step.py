@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The train step: what it computes, over how many devices, how it is cut."""
 
+import types
 from typing import Any
 
 from flax import linen as nn
@@ -11,19 +12,28 @@ import optax
 import pytest
 
 from tfjax import config as config_lib
+from tfjax.models import inputs as inputs_lib
 from tfjax.models import transformer
-from tfjax.objectives import cross_entropy
+from tfjax.objectives import causal
+from tfjax.objectives import loss as loss_lib
 from tfjax.train import optimizers
 from tfjax.train import sharding
 from tfjax.train import step as step_lib
 
 VOCAB, LENGTH, BATCH = 257, 16, 8
+VOCABULARY = types.SimpleNamespace(separator=256)
 RANDOM = np.random.default_rng(0)
 WINDOWS = [RANDOM.integers(0, VOCAB, (BATCH, LENGTH + 1)).astype(np.int32)
            for _ in range(4)]
 ONES = np.ones(BATCH, np.float32)
 # Padding in uneven numbers: a part of a batch has rows i and i + 4.
 UNEVEN = np.array([1, 0, 1, 1, 0, 0, 0.5, 1], np.float32)
+
+
+def batch_of(windows: np.ndarray, weights: np.ndarray) -> loss_lib.Batch:
+  """The causal objective's batch."""
+  return causal.Causal(config_lib.ExperimentConfig(), VOCABULARY).batch(
+      windows, weights, ())
 
 
 def steps_of(config: config_lib.ExperimentConfig, devices: int = 1
@@ -40,11 +50,11 @@ def train(steps: step_lib.Steps, config: config_lib.ExperimentConfig,
   """The state after some steps, and each one's metrics."""
   state = steps.init(jax.random.key(3), optimizers.make_schedule(
       config.optimizer, 20))
-  step = steps.compiled_train(BATCH, LENGTH)
+  step = steps.compiled_train(batch_of(WINDOWS[0], weights))
   rows = []
   for windows in WINDOWS[:count]:
     state, metrics = step(state, step_lib.put(
-        sharding.batch_sharding(steps.mesh), windows, weights))
+        sharding.batch_sharding(steps.mesh), batch_of(windows, weights)))
     rows.append({name: float(value) for name, value in metrics.items()})
   return state, rows
 
@@ -66,11 +76,12 @@ def test_steps_are_the_plain_ones_of_jax_and_optax(make_config) -> None:
                              backend="tpu")
 
   def loss(params, windows, weights):
-    hidden = model.apply({"params": params}, windows[:, :-1], method="hidden")
-    head = model.apply({"params": params}, method="head_kernel")
+    logits = model.apply(
+        {"params": params}, inputs_lib.Inputs(windows[:, :-1]))
+    log_p = jnp.take_along_axis(
+        jax.nn.log_softmax(logits), windows[:, 1:, None], -1)[..., 0]
     weights = jnp.broadcast_to(weights[:, None], (BATCH, LENGTH))
-    return cross_entropy.reference(
-        hidden, head, windows[:, 1:], weights).sum() / weights.sum()
+    return -(log_p * weights).sum() / weights.sum()
   gradient = jax.jit(jax.value_and_grad(loss))
   state, rows = train(steps, config, UNEVEN)
   optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(
@@ -159,7 +170,8 @@ def test_any_number_of_devices_starts_from_the_same_bits(make_config) -> None:
 
 def test_activations_are_constrained_over_the_mesh(make_config) -> None:
   """Under the wrong kind of mesh context Linen would drop this in silence."""
-  text = steps_of(make_config(), 8).lower_train(BATCH, LENGTH).as_text()
+  text = steps_of(make_config(), 8).lower_train(
+      batch_of(WINDOWS[0], ONES)).as_text()
   assert "sharding_constraint" in text
   assert '[{"data"}, {}, {}]>' in text  # batch, length, embed
 
@@ -169,8 +181,9 @@ def test_a_step_takes_its_own_batch_only(make_config) -> None:
   state = steps.init(jax.random.key(0), optimizers.make_schedule(
       make_config().optimizer, 20))
   with pytest.raises(TypeError):
-    steps.compiled_train(BATCH, LENGTH)(state, step_lib.put(
-        sharding.batch_sharding(steps.mesh), WINDOWS[0][:4], ONES[:4]))
+    steps.compiled_train(batch_of(WINDOWS[0], ONES))(state, step_lib.put(
+        sharding.batch_sharding(steps.mesh),
+        batch_of(WINDOWS[0][:4], ONES[:4])))
 
 
 def test_runs_that_differ_in_the_schedule_share_their_code(make_config

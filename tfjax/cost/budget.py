@@ -10,12 +10,15 @@ import math
 
 from tfjax import config as config_lib
 from tfjax.cost import flops as flops_lib
+from tfjax.cost import lengths as lengths_lib
 from tfjax.models import transformer
 
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-  """The size of a run. Tokens are training tokens, FLOPs training FLOPs."""
+  """The size of a run. Tokens are training tokens that are read (of a masked
+  model all of a window, not only the predicted), FLOPs training FLOPs.
+  `predicted_tokens`: those whose loss counts, None where the text tells."""
 
   params_total: int
   params_embedding: int
@@ -24,6 +27,7 @@ class Budget:
   steps: int
   batch_tokens: int
   tokens: int
+  predicted_tokens: float | None
   unique_tokens: int
   epochs: float
   tokens_per_parameter: float
@@ -48,8 +52,9 @@ def plan(config: config_lib.ExperimentConfig, train_tokens: int) -> Budget:
       or data.unique_tokens is more than there is.
   """
   counts = transformer.count_parameters(config.model)
-  per_token = flops_lib.training_flops_per_token(config.model)
-  length = config.model.context_length
+  lengths = lengths_lib.of(config)
+  per_token = flops_lib.training_flops_per_token(config.model, lengths)
+  length = lengths.window
   batch_tokens = config.train.batch_size * length
   # Training reads whole windows, each with one token more than it predicts.
   available = max(0, train_tokens - 1) // length * length
@@ -84,6 +89,8 @@ def plan(config: config_lib.ExperimentConfig, train_tokens: int) -> Budget:
       steps=steps,
       batch_tokens=batch_tokens,
       tokens=tokens,
+      predicted_tokens=(None if lengths.expected is None else
+                        steps * config.train.batch_size * lengths.expected),
       unique_tokens=min(unique, tokens),
       epochs=epochs,
       tokens_per_parameter=tokens / counts.total,
@@ -94,16 +101,17 @@ def plan(config: config_lib.ExperimentConfig, train_tokens: int) -> Budget:
 def with_vocabulary(
     config: config_lib.ExperimentConfig, vocab_size: int,
 ) -> config_lib.ExperimentConfig:
-  """The config with the embedding's rows set from the tokenizer's size.
+  """The config with the embedding's rows set from the vocabulary's size.
 
   Raises:
-    ConfigError: model.vocab_size is set and too small for the tokenizer.
+    ConfigError: model.vocab_size is set and too small.
   """
   given = config.model.vocab_size
   if given is not None and given < vocab_size:
     raise config_lib.ConfigError(
-        "model.vocab_size", f"{given} is less than the tokenizer's "
-        f"{vocab_size}; leave it unset, or at least {vocab_size}")
+        "model.vocab_size", f"{given} is less than the {vocab_size} ids of the "
+        "tokenizer and what the objective adds; leave it unset, or at least "
+        f"{vocab_size}")
   return dataclasses.replace(config, model=dataclasses.replace(
       config.model, vocab_size=given or vocab_size))
 

@@ -9,21 +9,29 @@ Kaplan et al. 2020 §2.1, Hoffmann et al. 2022 appendix F and Chowdhery et al.
 import dataclasses
 
 from tfjax import config as config_lib
+from tfjax.cost import lengths as lengths_lib
 
-# Attention counts the full T x T scores whatever the mask skips, as PaLM's
-# MFU and Chinchilla's appendix F do.
+# Attention counts the full square of queries and keys whatever causality
+# skips, as PaLM's MFU and Chinchilla's appendix F do; layers with a window
+# count the keys that a query may see. The head counts where it runs.
 CONVENTION = "matmul+attention_full"
 
 
 @dataclasses.dataclass(frozen=True)
 class Flops:
-  """FLOPs of some work: dense products, attention scores and values, head,
-  and what rematerialisation computes again (not part of `total`)."""
+  """FLOPs of some work.
+
+  By kind: dense products, attention scores and values, head, and what
+  rematerialisation computes again (not part of `total`). By place: encoder
+  and decoder, which make up matmul + attention.
+  """
 
   matmul: float
   attention: float
   head: float
   recompute: float
+  encoder: float
+  decoder: float
 
   @property
   def total(self) -> float:
@@ -35,15 +43,49 @@ class Flops:
                    for entry in dataclasses.fields(self)))
 
 
-def training_flops_per_token(model: config_lib.ModelConfig) -> Flops:
-  """Forward and backward (twice the forward) at the full context length."""
-  d_model, length = model.d_model, model.context_length
-  projections = 4 * d_model * d_model
-  feed_forward = (3 if model.activation == "swiglu" else 2) * (
-      d_model * model.d_ff)
-  matmul = 2 * model.num_layers * (projections + feed_forward)
-  attention = 2 * model.num_layers * 2 * length * d_model
-  head = 2 * d_model * model.vocab_size
+def training_flops_per_token(model: config_lib.ModelConfig,
+                             lengths: lengths_lib.Lengths) -> Flops:
+  """Forward and backward (twice the forward), over the tokens that are read.
+
+  For objectives that read more tokens than they compute on or predict, this
+  is the work of an example over the length of its window.
+  """
+  inner = model.num_heads * model.head_dim
+  kv_inner = model.num_kv_heads * model.head_dim
+  projections = model.d_model * 2 * inner  # queries and outputs
+  kv_projections = model.d_model * 2 * kv_inner
+  feed_forward = (3 if model.gated else 2) * model.d_model * model.d_ff
+
+  def stack(layers: int, length: int, bidirectional: bool):
+    """Dense and attention multiplications of a stack over its input."""
+    dense = layers * length * (projections + kv_projections + feed_forward)
+    keys = 0
+    for i in range(layers):
+      local = model.window and (
+          not model.global_every or i % model.global_every)
+      seen = model.window // 2 * 2 + 1 if bidirectional else model.window
+      keys += min(length, seen) if local else length
+    return dense, 2 * length * keys * inner
+
+  encoder, encoder_attention = stack(
+      model.num_encoder_layers, lengths.encoder, bidirectional=True)
+  decoder, decoder_attention = stack(
+      model.num_layers, lengths.decoder, bidirectional=False)
+  if model.architecture == "encoder_decoder":
+    decoder += model.num_layers * (lengths.decoder * projections +
+                                   lengths.encoder * kv_projections)
+    decoder_attention += model.num_layers * (
+        2 * lengths.decoder * lengths.encoder * inner)
+  head = model.d_model * model.vocab_size
+  if model.head_transform:
+    head += model.d_model ** 2
+  matmul, attention = encoder + decoder, encoder_attention + decoder_attention
   recompute = {"none": 0, "dots": attention, "full": matmul + attention}
-  return Flops(3.0 * matmul, 3.0 * attention, 3.0 * head,
-               float(recompute[model.remat]))
+  # A multiplication and an addition, forward and twice backward.
+  once, training = 2 / lengths.window, 6 / lengths.window
+  return Flops(
+      matmul=training * matmul, attention=training * attention,
+      head=training * lengths.predicted * head,
+      recompute=once * recompute[model.remat],
+      encoder=training * (encoder + encoder_attention),
+      decoder=training * (decoder + decoder_attention))

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Token windows in batches, as a function of the step.
+"""Examples in batches, as a function of the step.
 
-Window i of a split is tokens [i T, i T + T + 1): T inputs and T targets, so
-that no target occurs in two windows. Which windows form a batch depends on the
-shuffle seed and the step alone; there is no state to save, and a host reads
-its own rows of a batch whose content does not depend on the number of hosts.
+An example is a window of text, or a pair of source and target where the store
+holds those. Window i of a split is tokens [i T, i T + T + 1), so that no token
+is predicted in two windows. Which windows form a batch depends on the shuffle
+seed and the step alone; there is no state to save, and a host reads its own
+rows of a batch whose content does not depend on the number of hosts.
 
-Shapes: B sequences a step over all hosts, L of them on this one, T context.
+Shapes: B examples a step over all hosts, L of them on this one, T context, S
+source.
 """
 
 from collections.abc import Sequence
 import hashlib
+from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -24,36 +27,129 @@ from tfjax.data import store as store_lib
 _SHORT_ORDER = 1 << 16
 
 
+class Pairs(NamedTuple):
+  """int32 [L, S] and [L, T]: each side with its end, then -1, no token."""
+
+  source: np.ndarray
+  target: np.ndarray
+
+
+class TextWindows:
+  """The windows of a stream; what is left at its end is not used."""
+
+  def __init__(self, tokens: np.ndarray, context_length: int):
+    self._tokens = tokens
+    self._context_length = context_length
+    self.num_tokens = len(self) * context_length
+
+  def __len__(self) -> int:
+    return windows(len(self._tokens), self._context_length)
+
+  def read(self, window_L: Sequence[int]) -> np.ndarray:
+    """int32 [L, T + 1]."""
+    starts_L1 = np.asarray(window_L, np.int64)[:, None] * self._context_length
+    return self._tokens[
+        starts_L1 + np.arange(self._context_length + 1)].astype(np.int32)
+
+
+class PairWindows:
+  """The pairs of a stream, each side ended by the separator, then cut.
+
+  What is cut has lost its end too: a target that goes on does not teach a
+  model to stop.
+
+  Attributes:
+    num_tokens: in all pairs as they are read, with ends, without padding.
+    cut_sources, cut_targets: sides that are too long.
+  """
+
+  def __init__(self, tokens: np.ndarray, separator: int, source_length: int,
+               target_length: int):
+    self._tokens = tokens
+    self._separator = separator
+    self._lengths = (source_length, target_length)
+    starts = np.flatnonzero(tokens == separator) + 1
+    sizes = np.diff(starts, append=len(tokens) + 1)  # ends included
+    self._start_W2 = starts.reshape(-1, 2)
+    self._size_W2 = sizes.reshape(-1, 2)
+    self.num_tokens = int(np.minimum(self._size_W2, self._lengths).sum())
+    self.cut_sources, self.cut_targets = (
+        self._size_W2 > self._lengths).sum(0).tolist()
+
+  def __len__(self) -> int:
+    return len(self._start_W2)
+
+  def read(self, window_L: Sequence[int]) -> Pairs:
+    return Pairs(*(self._side(np.asarray(window_L), side) for side in (0, 1)))
+
+  def _side(self, window_L: np.ndarray, side: int) -> np.ndarray:
+    place = np.arange(self._lengths[side])
+    start_L1 = self._start_W2[window_L, side, None]
+    size_L1 = self._size_W2[window_L, side, None]
+    # The last text of the stream has nothing behind it.
+    index = np.minimum(start_L1 + place, len(self._tokens) - 1)
+    tokens = self._tokens[index].astype(np.int32)
+    tokens[place == size_L1 - 1] = self._separator
+    tokens[place >= size_L1] = -1
+    return tokens
+
+
 def windows(num_tokens: int, context_length: int) -> int:
-  """How many windows a stream holds; what is left at its end is not used."""
+  """How many windows a stream of text holds."""
   return max(0, (num_tokens - 1) // context_length)
 
 
-class Batches(Sequence[np.ndarray]):
-  """batches[step]: int32 [L, T + 1], for 0 <= step < len(batches)."""
+def open_windows(
+    store: store_lib.TokenStore, split: str, context_length: int,
+    source_length: int | None = None) -> TextWindows | PairWindows:
+  """The examples of "train" or "validation"; source_length is for pairs, and
+  by default context_length.
 
-  def __init__(self, tokens: np.ndarray, context_length: int, *,
-               num_windows: int, used: int, shuffle_seed: int,
-               batch_size: int, rows: range, num_steps: int):
-    self._tokens = tokens
-    self._context_length = context_length
+  Raises:
+    ConfigError: the split is shorter than a window.
+  """
+  tokens = getattr(store, split)
+  if store.pairs:
+    return PairWindows(tokens, store.separator_id,
+                       source_length or context_length, context_length)
+  if windows(len(tokens), context_length) == 0:
+    name = {"train": "training"}.get(split, split)
+    remedy = (" or raise data.validation_fraction"
+              if split == "validation" else "")
+    raise config_lib.ConfigError(
+        "model.context_length", f"a window of {context_length} + 1 tokens is "
+        f"longer than the {name} split, which has {len(tokens):,}; use at most "
+        f"{len(tokens) - 1}, more text{',' * bool(remedy)}{remedy}")
+  return TextWindows(tokens, context_length)
+
+
+class Batches(Sequence[np.ndarray | Pairs]):
+  """batches[step]: int32 [L, T + 1] or pairs, for 0 <= step < len(batches).
+
+  Attributes:
+    rows: of the batch over all hosts, those that are read here.
+  """
+
+  def __init__(self, windows: TextWindows | PairWindows, *, used: int,
+               shuffle_seed: int, batch_size: int, rows: range,
+               num_steps: int):
+    self.rows = rows
+    self._windows = windows
     self._used = used  # windows, the first of the first epoch's order
     self._shuffle_seed = shuffle_seed
     self._batch_size = batch_size
-    self._rows = rows
     self._num_steps = num_steps
-    self._first = _permutation(num_windows, shuffle_seed, 0)
+    self._first = _permutation(len(windows), shuffle_seed, 0)
     self._later: dict[int, Sequence[int]] = {}
 
   def __len__(self) -> int:
     return self._num_steps
 
-  def __getitem__(self, step: int) -> np.ndarray:
+  def __getitem__(self, step: int) -> np.ndarray | Pairs:
     if not 0 <= step < len(self):
       raise IndexError(f"step {step} is not among the {len(self)} steps")
     first = int(step) * self._batch_size
-    return _gather(self._tokens, [self._window(first + r) for r in self._rows],
-                   self._context_length)
+    return self._windows.read([self._window(first + r) for r in self.rows])
 
   def _window(self, place: int) -> int:
     """The window at a place in the endless sequence of epochs."""
@@ -76,6 +172,7 @@ def training_batches(
     context_length: int,
     batch_size: int,
     num_steps: int,
+    source_length: int | None = None,
     host_index: int = 0,
     num_hosts: int = 1,
 ) -> Batches:
@@ -89,47 +186,60 @@ def training_batches(
     ConfigError: the split is shorter than a window or than
       data.unique_tokens, or the hosts do not divide the batch.
   """
-  num_windows = _checked_windows(store.train_tokens, context_length, "training")
+  found = open_windows(store, "train", context_length, source_length)
   rows = _host_rows(batch_size, host_index, num_hosts, "train.batch_size")
-  used = num_windows
-  if data.unique_tokens is not None:
-    used = -(-data.unique_tokens // context_length)
-    if used > num_windows:
-      raise config_lib.ConfigError(
-          "data.unique_tokens", f"{data.unique_tokens:,} is more than the "
-          f"{num_windows * context_length:,} tokens in the {num_windows:,} "
-          f"windows of {context_length} of the training split; set that or "
-          "less, or None for all")
   return Batches(
-      store.train, context_length, num_windows=num_windows, used=used,
+      found, used=used_windows(found, data.unique_tokens),
       shuffle_seed=data.shuffle_seed, batch_size=batch_size, rows=rows,
       num_steps=num_steps)
 
 
-class EvaluationBatches(Sequence[tuple[np.ndarray, np.ndarray]]):
-  """Pairs of int32 [L, T + 1] and float32 [L], the weight of each sequence."""
+def used_windows(found: TextWindows | PairWindows,
+                 unique_tokens: int | None) -> int:
+  """As many of the windows as hold `unique_tokens`; None: all.
 
-  def __init__(self, tokens: np.ndarray, window_W: np.ndarray,
-               context_length: int, batch_size: int, rows: range):
-    self._tokens = tokens
+  Of pairs this is the mean's worth: which ones a seed picks does not matter.
+  """
+  if unique_tokens is None:
+    return len(found)
+  if unique_tokens > found.num_tokens:
+    raise config_lib.ConfigError(
+        "data.unique_tokens", f"{unique_tokens:,} is more than the "
+        f"{found.num_tokens:,} tokens in the {len(found):,} examples of the "
+        "training split; set that or less, or None for all")
+  return -(-unique_tokens * len(found) // found.num_tokens)
+
+
+class EvaluationBatches(Sequence[tuple[np.ndarray | Pairs, np.ndarray]]):
+  """Tuples of int32 [L, T + 1] or pairs, and float32 [L], their weights."""
+
+  def __init__(self, windows: TextWindows | PairWindows, window_W: np.ndarray,
+               batch_size: int, rows: range):
+    self._windows = windows
     self._window_W = window_W
-    self._context_length = context_length
     self._batch_size = batch_size
     self._rows = rows
 
   def __len__(self) -> int:
     return -(-len(self._window_W) // self._batch_size)
 
-  def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+  def __getitem__(self, index: int
+                  ) -> tuple[np.ndarray | Pairs, np.ndarray]:
+    place_L = self._places(index)
+    real_L = place_L < len(self._window_W)
+    return (self._windows.read(self.windows(index)),
+            real_L.astype(np.float32))
+
+  def windows(self, index: int) -> np.ndarray:
+    """Which windows of the split a batch holds, [L]."""
+    # Padding repeats the last window, at weight 0.
+    return self._window_W[
+        np.minimum(self._places(index), len(self._window_W) - 1)]
+
+  def _places(self, index: int) -> np.ndarray:
     if not 0 <= index < len(self):
       raise IndexError(f"batch {index} is not among the {len(self)}")
-    place_L = index * self._batch_size + np.asarray(self._rows)
-    real_L = place_L < len(self._window_W)
-    # Padding repeats the last window, at weight 0.
-    place_L = np.minimum(place_L, len(self._window_W) - 1)
-    tokens = _gather(self._tokens, self._window_W[place_L],
-                     self._context_length)
-    return tokens, real_L.astype(np.float32)
+    return index * self._batch_size + np.asarray(self._rows)
 
 
 def evaluation_batches(
@@ -138,6 +248,7 @@ def evaluation_batches(
     context_length: int,
     batch_size: int,
     tokens: int | None = None,
+    source_length: int | None = None,
     host_index: int = 0,
     num_hosts: int = 1,
 ) -> EvaluationBatches:
@@ -149,27 +260,12 @@ def evaluation_batches(
     ConfigError: the split is shorter than a window, or the hosts do not divide
       the batch.
   """
-  num_windows = _checked_windows(
-      store.validation_tokens, context_length, "validation")
-  used = num_windows
-  if tokens is not None:
-    used = min(used, -(-tokens // context_length))
-  window_W = np.arange(used) * num_windows // used
+  found = open_windows(store, "validation", context_length, source_length)
+  used = used_windows(found, min(tokens or found.num_tokens, found.num_tokens))
+  window_W = np.arange(used) * len(found) // used
   return EvaluationBatches(
-      store.validation, window_W, context_length, batch_size,
+      found, window_W, batch_size,
       _host_rows(batch_size, host_index, num_hosts, "evaluation.batch_size"))
-
-
-def _checked_windows(num_tokens: int, context_length: int, split: str) -> int:
-  found = windows(num_tokens, context_length)
-  if found == 0:
-    remedy = (" or raise data.validation_fraction"
-              if split == "validation" else "")
-    raise config_lib.ConfigError(
-        "model.context_length", f"a window of {context_length} + 1 tokens is "
-        f"longer than the {split} split, which has {num_tokens:,}; use at most "
-        f"{num_tokens - 1}, more text{',' * bool(remedy)}{remedy}")
-  return found
 
 
 def _host_rows(batch_size: int, host_index: int, num_hosts: int,
@@ -193,9 +289,3 @@ def _permutation(length: int, shuffle_seed: int, epoch: int) -> Sequence[int]:
   if length <= _SHORT_ORDER:
     return np.random.default_rng(seed).permutation(length)
   return grain.MapDataset.range(length).shuffle(seed=seed)
-
-
-def _gather(tokens: np.ndarray, window_L: Sequence[int],
-            context_length: int) -> np.ndarray:
-  starts_L1 = np.asarray(window_L, np.int64)[:, None] * context_length
-  return tokens[starts_L1 + np.arange(context_length + 1)].astype(np.int32)

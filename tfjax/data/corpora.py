@@ -45,10 +45,14 @@ class DataError(ValueError):
 
 
 class Document(NamedTuple):
-  """A document, or the next piece of the one before when the ids agree."""
+  """A document, or the next piece of the one before when the ids agree.
+
+  With data.target_field it is a source with its target, always whole.
+  """
 
   doc_id: str
   text: str
+  target: str | None = None
 
 
 def documents(
@@ -62,8 +66,13 @@ def documents(
     DataError: a file's content cannot be read; names the file and place.
   """
   skipped = collections.Counter() if skipped is None else skipped
+  if config.target_field and config.corpus not in ("files", "hub"):
+    raise _no_columns(f"the corpus is {config.corpus!r}")
   for document in _CORPORA[config.corpus](config, skipped):
-    if document.text:
+    if document.target is not None and not (
+        document.text.strip() and document.target.strip()):
+      skipped["pairs_with_an_empty_side"] += 1
+    elif document.text:
       yield document
     else:
       skipped["empty_documents"] += 1
@@ -83,11 +92,12 @@ def fingerprint(config: config_lib.DataConfig) -> dict[str, Any]:
     result["numpy"] = np.__version__
   elif config.corpus == "files":
     result |= {"files": _listing(_matches(config), times=True),
-               "text_unit": config.text_unit, "text_field": config.text_field}
+               "text_unit": config.text_unit, "text_field": config.text_field,
+               "target_field": config.target_field}
   else:
     result |= {key: getattr(config, key) for key in (
         "hub_name", "hub_config", "hub_split", "hub_max_documents",
-        "text_field")}
+        "text_field", "target_field")}
     # A local directory is a name too, and its files may change.
     local = pathlib.Path(config.hub_name)
     if local.exists():
@@ -288,8 +298,8 @@ def _files(config: config_lib.DataConfig,
   # is kept elsewhere on another machine is split alike.
   root = os.path.commonpath([path.parent for path in paths])
   for path in paths:
-    for doc_id, text in _file(path, config, skipped):
-      yield Document(doc_id[len(root):].lstrip("/"), text)
+    for document in _file(path, config, skipped):
+      yield document._replace(doc_id=document.doc_id[len(root):].lstrip("/"))
 
 
 def _file(path: pathlib.Path, config: config_lib.DataConfig,
@@ -297,9 +307,11 @@ def _file(path: pathlib.Path, config: config_lib.DataConfig,
   if path.stat().st_size == 0:
     skipped["empty_files"] += 1
   elif path.name.endswith((".jsonl", ".jsonl.gz")):
-    yield from _jsonl(path, config.text_field)
+    yield from _jsonl(path, config)
   elif path.suffix == ".parquet":
-    yield from _parquet(path, config.text_field)
+    yield from _parquet(path, config)
+  elif config.target_field:
+    raise _no_columns(f"{path} is a text file")
   else:
     yield from _text(path, config.text_unit, skipped)
 
@@ -323,19 +335,36 @@ def _text(path: pathlib.Path, unit: str,
     skipped["empty_files"] += 1
 
 
-def _field(row: Any, field: str, place: str) -> str:
+def _no_columns(found: str) -> config_lib.ConfigError:
+  return config_lib.ConfigError(
+      "data.target_field", "is a column of JSONL, Parquet and hub rows, and "
+      f"{found}; choose such a corpus, or another objective.corruption")
+
+
+def _row(row: Any, config: config_lib.DataConfig,
+         place: str) -> Iterator[Document]:
+  """The document, in pieces, or the whole pair that a row holds."""
+  text = _field(row, config.text_field, "data.text_field", place)
+  if config.target_field:
+    yield Document(place, text, _field(
+        row, config.target_field, "data.target_field", place))
+  else:
+    yield from _document(place, text)
+
+
+def _field(row: Any, field: str, key: str, place: str) -> str:
   """A row's text; a null is an empty text."""
   if not isinstance(row, dict):
     raise DataError(f"{place}: a row must be a JSON object with the column "
                     f"{field!r}, not {type(row).__name__}")
   if field not in row:
     raise config_lib.ConfigError(
-        "data.text_field", f"{place} has no column {field!r}; it has "
+        key, f"{place} has no column {field!r}; it has "
         f"{', '.join(map(repr, row)) or 'none'}")
   text = row[field]
   if text is not None and not isinstance(text, str):
     raise config_lib.ConfigError(
-        "data.text_field", f"column {field!r} must hold text; {place} holds "
+        key, f"column {field!r} must hold text; {place} holds "
         f"{type(text).__name__} {text!r:.60}")
   try:
     (text or "").encode()
@@ -346,7 +375,8 @@ def _field(row: Any, field: str, place: str) -> str:
   return text or ""
 
 
-def _jsonl(path: pathlib.Path, field: str) -> Iterator[Document]:
+def _jsonl(path: pathlib.Path,
+           config: config_lib.DataConfig) -> Iterator[Document]:
   opened = gzip.open if path.suffix == ".gz" else open
   with opened(path, "rb") as file:
     number = 0
@@ -368,25 +398,30 @@ def _jsonl(path: pathlib.Path, field: str) -> Iterator[Document]:
         return
       number += 1
       if line.strip():
-        yield from _document(place, _field(row, field, place))
+        yield from _row(row, config, place)
 
 
-def _parquet(path: pathlib.Path, field: str) -> Iterator[Document]:
+def _parquet(path: pathlib.Path,
+             config: config_lib.DataConfig) -> Iterator[Document]:
   import pyarrow as pa  # pylint: disable=g-import-not-at-top
   from pyarrow import parquet  # pylint: disable=g-import-not-at-top
   number = 0
   try:
     with parquet.ParquetFile(path) as file:
       names = file.schema_arrow.names
-      if field not in names:
-        raise config_lib.ConfigError(
-            "data.text_field", f"{path} has no column {field!r}; it has "
-            f"{', '.join(map(repr, names))}")
-      for batch in file.iter_batches(batch_size=64, columns=[field]):
+      columns = {"text_field": config.text_field}
+      if config.target_field:
+        columns["target_field"] = config.target_field
+      for key, field in columns.items():
+        if field not in names:
+          raise config_lib.ConfigError(
+              f"data.{key}", f"{path} has no column {field!r}; it has "
+              f"{', '.join(map(repr, names))}")
+      for batch in file.iter_batches(
+          batch_size=64, columns=list(columns.values())):
         for row in batch.to_pylist():
           number += 1
-          place = f"{path}:{number}"
-          yield from _document(place, _field(row, field, place))
+          yield from _row(row, config, f"{path}:{number}")
   except (pa.ArrowException, OSError) as error:
     raise DataError(f"{path}: cannot be read as Parquet after row {number} "
                     f"({error})") from error
@@ -416,8 +451,7 @@ def _hub(config: config_lib.DataConfig,
     except Exception as error:
       raise _hub_error(config, f"be read after row {number}", error) from error
     number += 1
-    place = f"{config.hub_name}:{number}"
-    yield from _document(place, _field(row, config.text_field, place))
+    yield from _row(row, config, f"{config.hub_name}:{number}")
 
 
 def _hub_error(config: config_lib.DataConfig, what: str,

@@ -19,6 +19,7 @@ from tfjax.data import corpora
 
 SPLITS = ("train", "validation")
 FILE = "spool"
+_SEEN_FILE = "seen.sqlite"
 
 # (stage, bytes of text done, bytes in all or None when that is unknown)
 Progress = Callable[[str, int, int | None], None]
@@ -40,19 +41,20 @@ class Spool:
     return SPLITS[document_hash < self.held_out_below]
 
   def records(self) -> Iterator[tuple[int, str]]:
-    """(hash of the document's id, piece of its text), in order."""
+    """(hash of the document's id, piece of its text), in order; of a pair the
+    source, then the target."""
     with open(self.path, "rb") as file:
       while header := file.read(_RECORD.size):
         document_hash, size = _RECORD.unpack(header)
         yield document_hash, file.read(size).decode()
 
 
-class _Paragraphs:
-  """Every paragraph so far, as digests in a table on disk."""
+class _Seen:
+  """Every paragraph or pair so far, as digests in a table on disk."""
 
   def __init__(self, directory: pathlib.Path):
     self._connection = sqlite3.connect(
-        directory / "paragraphs.sqlite", isolation_level=None)
+        directory / _SEEN_FILE, isolation_level=None)
     for statement in ("PRAGMA journal_mode = OFF", "PRAGMA synchronous = OFF",
                       f"PRAGMA cache_size = -{_SQLITE_CACHE_KIB}",
                       "CREATE TABLE seen (digest BLOB PRIMARY KEY) "
@@ -75,10 +77,7 @@ class _Paragraphs:
       if end > start:
         # A paragraph in several pieces is known by its text up to here.
         self._digest.update(text[start:end].encode())
-        self._kept = self._connection.execute(
-            "INSERT OR IGNORE INTO seen VALUES (?)",
-            (self._digest.digest(),)).rowcount == 1
-        self.dropped += not self._kept
+        self._kept = self._is_new(self._digest.digest())
       if self._kept:
         kept.append(text[start:after])
       if after > end:
@@ -86,26 +85,43 @@ class _Paragraphs:
       start = after
     return "".join(kept)
 
+  def is_new_pair(self, pair: corpora.Document) -> bool:
+    digest = hashlib.blake2b(digest_size=16)
+    for text in (pair.text, pair.target):
+      # Of one length, so that where the source ends makes a difference.
+      digest.update(hashlib.blake2b(text.encode()).digest())
+    return self._is_new(digest.digest())
+
+  def _is_new(self, digest: bytes) -> bool:
+    new = self._connection.execute(
+        "INSERT OR IGNORE INTO seen VALUES (?)", (digest,)).rowcount == 1
+    self.dropped += not new
+    return new
+
   def close(self) -> None:
     self._connection.close()
 
 
 def _clean(config: config_lib.DataConfig, working: pathlib.Path,
            skipped: collections.Counter[str]) -> Iterator[corpora.Document]:
-  """The corpus without repeated paragraphs, and without empty pieces."""
+  """The corpus without repeated paragraphs or pairs, and empty pieces."""
   documents = corpora.documents(config, skipped)
   # Without repeats, synthetic text would no longer follow its source.
   if not config.deduplicate or config.corpus == "synthetic":
     yield from documents
     return
-  paragraphs = _Paragraphs(working)
+  seen = _Seen(working)
   try:
     for document in documents:
-      if text := paragraphs.unseen(document):
+      if document.target is not None:
+        if seen.is_new_pair(document):
+          yield document
+      elif text := seen.unseen(document):
         yield corpora.Document(document.doc_id, text)
   finally:
-    skipped["duplicate_paragraphs"] = paragraphs.dropped
-    paragraphs.close()
+    kind = "pairs" if config.target_field else "paragraphs"
+    skipped[f"duplicate_{kind}"] = seen.dropped
+    seen.close()
 
 
 def fill(config: config_lib.DataConfig, working: pathlib.Path,
@@ -120,7 +136,7 @@ def fill(config: config_lib.DataConfig, working: pathlib.Path,
   threshold = int(config.validation_fraction * 2 ** 64)
   lowest, highest, last = 2 ** 64, -1, None
   with open(path, "wb") as file:
-    for doc_id, text in _clean(config, working, skipped):
+    for doc_id, text, target in _clean(config, working, skipped):
       if doc_id != last:
         if not text.strip():
           continue  # Nothing but white space so far.
@@ -132,12 +148,13 @@ def fill(config: config_lib.DataConfig, working: pathlib.Path,
         hashes_below += document_hash < threshold
         lowest = min(lowest, document_hash)
         highest = max(highest, document_hash)
-      data = text.encode()
-      file.write(_RECORD.pack(document_hash, len(data)))
-      file.write(data)
-      num_bytes += len(data)
+      for part in (text,) if target is None else (text, target):
+        data = part.encode()
+        file.write(_RECORD.pack(document_hash, len(data)))
+        file.write(data)
+        num_bytes += len(data)
       progress("reading", num_bytes, None)
-  (working / "paragraphs.sqlite").unlink(missing_ok=True)
+  (working / _SEEN_FILE).unlink(missing_ok=True)
   if lowest >= highest:
     raise _too_few_documents(config, num_documents, skipped)
   if hashes_below == 0:

@@ -3,7 +3,8 @@
 
 A store is a directory: train.bin and validation.bin (little-endian token ids),
 tokenizer/, and manifest.json. Each split is one stream, every document in it
-preceded by the separator. The directory's name holds a hash of everything that
+preceded by the separator; a pair is two such documents, the source and the
+target. The directory's name holds a hash of everything that
 shaped the tokens, and it gets that name only when it is complete.
 
 A store is built in two passes of bounded memory. The first cleans the corpus
@@ -35,7 +36,7 @@ from tfjax.data import synthetic
 from tfjax.data import tokenizers
 
 FORMAT = "tfjax token store"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _BATCH_CHARACTERS = 1 << 20
 
@@ -49,11 +50,12 @@ class TokenStore:
   dtype: str
   vocab_size: int
   separator_id: int
+  pairs: bool  # sources and targets in turn
   train_tokens: int
   validation_tokens: int
   train_bytes: int
   validation_bytes: int
-  num_documents: int  # of both splits
+  num_documents: int  # of both splits; a pair is one
   num_validation_documents: int
   # Nats a token under the true source, for synthetic text in bytes; else None.
   # This is the rate of an endless document. In the stream a separator costs
@@ -61,7 +63,8 @@ class TokenStore:
   # after one cost more, so that with documents of n bytes the least loss
   # differs from it by O(order / n) nats.
   entropy_rate: float | None
-  # What was left out: empty and undecodable files, duplicate paragraphs.
+  # What was left out: empty and undecodable files, duplicate paragraphs or
+  # pairs, pairs with an empty side.
   skipped: dict[str, int]
 
   @property
@@ -254,7 +257,8 @@ def _write(config: config_lib.DataConfig, key: str, working: pathlib.Path,
   tokenizer = _tokenizer(config.tokenizer, spool, progress)
   tokenizer.save(working / "tokenizer")
   dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
-  counts = _encode(spool, tokenizer, dtype, working, progress)
+  pairs = bool(config.target_field)
+  counts = _encode(spool, tokenizer, dtype, pairs, working, progress)
   spool.path.unlink()
   entropy_rate = None
   if config.corpus == "synthetic" and config.tokenizer.kind == "byte":
@@ -267,7 +271,7 @@ def _write(config: config_lib.DataConfig, key: str, working: pathlib.Path,
       "tokenizer": dataclasses.asdict(config.tokenizer),
       "tokenizers": hf.__version__, "dtype": dtype,
       "vocab_size": tokenizer.vocab_size,
-      "separator_id": tokenizer.separator_id,
+      "separator_id": tokenizer.separator_id, "pairs": pairs,
       "train_tokens": counts["train_tokens"],
       "validation_tokens": counts["validation_tokens"],
       "train_bytes": counts["train_bytes"],
@@ -292,7 +296,7 @@ def _tokenizer(config: config_lib.TokenizerConfig, spool: spool_lib.Spool,
 
 
 def _encode(spool: spool_lib.Spool, tokenizer: tokenizers.Tokenizer, dtype: str,
-            working: pathlib.Path,
+            pairs: bool, working: pathlib.Path,
             progress: spool_lib.Progress) -> collections.Counter[str]:
   """Writes both splits; counts their tokens, bytes and documents."""
   counts: collections.Counter[str] = collections.Counter()
@@ -306,9 +310,10 @@ def _encode(spool: spool_lib.Spool, tokenizer: tokenizers.Tokenizer, dtype: str,
       ids = tokenizer.encode_batch([text for _, text in batch])
       for (document, text), piece in zip(batch, ids, strict=True):
         split = spool.split(document)
-        if document != last:
+        new = document != last
+        if new or pairs:
           files[split].write(separator.tobytes())
-          counts[f"{split}_documents"] += 1
+          counts[f"{split}_documents"] += new
           counts[f"{split}_tokens"] += 1
           last = document
         files[split].write(piece.astype(dtype).tobytes())

@@ -7,10 +7,12 @@ bytes of the text and give any text back exactly. The separator is a token of
 its own that no text encodes to, not even its own name.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import json
 import os
 import pathlib
+import re
+from typing import Any
 
 import numpy as np
 import tokenizers as hf
@@ -31,19 +33,28 @@ FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _TRAINING_PIECE_CHARACTERS = 1 << 10
 # In this order: a token that ends a document is the better separator.
 _SEPARATOR_ROLES = ("eos_token", "bos_token", "sep_token", "cls_token")
+# What else a directory may name a token for.
+_ROLES = ("mask_token", "pad_token", "unk_token")
+# SentencePiece's spelling of a byte that no piece holds.
+_BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
 
 
 class Tokenizer:
   """A tokenizer with a separator; `load`, `byte_level` and `train` make one."""
 
-  def __init__(self, pipeline: hf.Tokenizer, separator: str):
+  def __init__(self, pipeline: hf.Tokenizer, separator: str,
+               roles: Mapping[str, str] | None = None):
     # The separator's name in a text is text.
     pipeline.encode_special_tokens = True
     pipeline.no_truncation()
     pipeline.no_padding()
     self._pipeline = pipeline
     self._separator = separator
+    self._roles = dict(roles or {})
     self._vocabulary = pipeline.get_vocab(with_added_tokens=True)
+    self._special = {
+        i for i, token in pipeline.get_added_tokens_decoder().items()
+        if token.special}
     self._plain_bytes = (
         self._vocabulary == _byte_vocabulary() | {separator: NUM_BYTES})
 
@@ -56,13 +67,80 @@ class Tokenizer:
   def separator_id(self) -> int:
     return self._vocabulary[self._separator]
 
+  @property
+  def mask_id(self) -> int | None:
+    return self._role("mask_token")
+
+  @property
+  def pad_id(self) -> int | None:
+    return self._role("pad_token")
+
+  @property
+  def sentinel_ids(self) -> list[int]:
+    """T5's <extra_id_0>, <extra_id_1>, ..., where the vocabulary has them."""
+    found = []
+    while (name := f"<extra_id_{len(found)}>") in self._vocabulary:
+      found.append(self._vocabulary[name])
+    return found
+
+  @property
+  def special_ids(self) -> set[int]:
+    """Tokens that stand for no text, and ids that no token has."""
+    gaps = set(range(self.vocab_size)) - set(self._vocabulary.values())
+    return self._special | gaps | {self.separator_id}
+
+  @property
+  def is_exact(self) -> bool:
+    """Whether `texts` of a text's tokens join to its very bytes."""
+    settings = json.loads(self._pipeline.to_str())
+    splits = _parts(settings["pre_tokenizer"])
+    return (
+        settings["normalizer"] is None and "ByteLevel" in splits and
+        not splits["ByteLevel"]["add_prefix_space"] and
+        "ByteLevel" in _parts(settings["decoder"]))
+
+  def texts(self) -> list[bytes] | None:
+    """The text that each id stands for, with the white space before it.
+
+    Special tokens have none, b"". None: the pipeline is of no known kind
+    (ByteLevel, Metaspace, WordPiece), so that there is no telling.
+    """
+    settings = json.loads(self._pipeline.to_str())
+    decoder = _parts(settings["decoder"])
+    if "ByteLevel" in decoder:
+      byte_of = _byte_vocabulary()
+      spell = lambda piece: bytes(byte_of[letter] for letter in piece)
+    elif "WordPiece" in decoder:
+      prefix = decoder["WordPiece"]["prefix"]
+      spell = lambda piece: (
+          piece[len(prefix):] if piece.startswith(prefix) else f" {piece}"
+      ).encode()
+    elif "Metaspace" in decoder or "Replace" in decoder:
+      spell = _spelt_with_metaspace
+    else:
+      return None
+    found = [b""] * self.vocab_size
+    special = self.special_ids
+    added = self._pipeline.get_added_tokens_decoder()
+    for piece, identity in self._vocabulary.items():
+      if identity not in special:
+        found[identity] = (piece.encode() if identity in added
+                           else spell(piece))
+    return found
+
   def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
     """The token ids of each text, without separators."""
     if self._plain_bytes:  # The same ids, a hundred times faster.
       return [np.frombuffer(text.encode(), np.uint8) for text in texts]
     encodings = self._pipeline.encode_batch_fast(
         list(texts), add_special_tokens=False)
-    return [np.asarray(encoding.ids, np.uint32) for encoding in encodings]
+    found = [np.asarray(encoding.ids, np.uint32) for encoding in encodings]
+    unknown = self._role("unk_token")
+    if unknown is not None and self.separator_id in self._special:
+      # Some models (T5's Unigram) hold special tokens as pieces of text too.
+      for ids in found:
+        ids[ids == self.separator_id] = unknown
+    return found
 
   def decode(self, ids: Iterable[int]) -> str:
     """The text of the ids; separators are left out."""
@@ -76,9 +154,13 @@ class Tokenizer:
     directory.mkdir(parents=True, exist_ok=True)
     self._pipeline.save(str(directory / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast",
-                "bos_token": self._separator, "eos_token": self._separator}
+                "bos_token": self._separator, "eos_token": self._separator,
+                **self._roles}
     (directory / "tokenizer_config.json").write_text(
         json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+  def _role(self, name: str) -> int | None:
+    return self._vocabulary.get(self._roles.get(name))
 
 
 def byte_level() -> Tokenizer:
@@ -158,13 +240,16 @@ def load(directory: str | os.PathLike[str]) -> Tokenizer:
   # The library raises plain Exception.
   except Exception as error:
     raise corpora.DataError(f"{path}: not a tokenizer ({error})") from error
-  separator = _named_separator(directory)
+  names = _named_tokens(directory)
+  separator = _separator(directory, names)
   identity = pipeline.token_to_id(separator)
   if identity is None:
     raise corpora.DataError(
         f"{directory}: the separator {separator!r} is not in the vocabulary "
         "of tokenizer.json")
-  tokenizer = Tokenizer(pipeline, separator)
+  tokenizer = Tokenizer(pipeline, separator, {
+      role: names[role] for role in _ROLES
+      if pipeline.token_to_id(names.get(role, "")) is not None})
   if identity in tokenizer.encode_batch([separator])[0]:
     raise corpora.DataError(
         f"{directory}: text can hold {separator!r}, the token that should "
@@ -227,7 +312,25 @@ def _beginning(texts: Iterable[str], num_bytes: int) -> Iterator[str]:
         return
 
 
-def _named_separator(directory: pathlib.Path) -> str:
+def _parts(component: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+  """The settings of a pipeline's component, or of those in a sequence."""
+  if component is None:
+    return {}
+  for members in ("pretokenizers", "decoders"):
+    if members in component:
+      return {part["type"]: part for part in component[members]}
+  return {component["type"]: component}
+
+
+def _spelt_with_metaspace(piece: str) -> bytes:
+  if _BYTE_PIECE.fullmatch(piece):
+    return bytes([int(piece[3:5], 16)])
+  return piece.replace("\u2581", " ").encode()
+
+
+def _named_tokens(directory: pathlib.Path) -> dict[str, str]:
+  """Role -> token, of tokenizer_config.json before special_tokens_map.json."""
+  names: dict[str, str] = {}
   for name in FILES[1:]:
     path = directory / name
     if not path.is_file():
@@ -236,11 +339,18 @@ def _named_separator(directory: pathlib.Path) -> str:
       settings = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
       raise corpora.DataError(f"{path}: not JSON ({error})") from error
-    for role in _SEPARATOR_ROLES:
+    for role in (*_SEPARATOR_ROLES, *_ROLES):
       token = settings.get(role) if isinstance(settings, dict) else None
       token = token.get("content") if isinstance(token, dict) else token
       if isinstance(token, str) and token:
-        return token
+        names.setdefault(role, token)
+  return names
+
+
+def _separator(directory: pathlib.Path, names: Mapping[str, str]) -> str:
+  for role in _SEPARATOR_ROLES:
+    if role in names:
+      return names[role]
   raise corpora.DataError(
       f"{directory}: neither tokenizer_config.json nor special_tokens_map.json "
       f"names a token to separate documents; set one of "

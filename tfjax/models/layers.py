@@ -1,27 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parts that every model shares: parameters with named axes, projections,
-norms, feed-forward, rotary positions. Attention is in attention.py.
+norms, feed-forward, positions. Attention is in attention.py.
 
-Shape letters: B batch, T length, D model width, F feed-forward width,
-N heads, H head width, V vocabulary.
+Shape letters: B batch, T length, S memory or cache length, D model width,
+F feed-forward width, N heads, H head width, V vocabulary.
 """
 
 import functools
 from typing import Callable, Sequence
 
 from flax import linen as nn
+from flax import struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
+import numpy as np
 
 from tfjax import config as config_lib
 
 # The closed vocabulary of logical axes. `tfjax.train.sharding` maps each one
 # to a mesh axis; a name that is not here raises where it is used, as Linen
 # itself would silently replicate it.
-PARAMETER_AXES = frozenset(
-    {"vocab", "position", "embed", "heads", "head_dim", "mlp", "layers"})
-ACTIVATION_AXES = frozenset({"batch", "length", "embed", "heads", "mlp"})
+PARAMETER_AXES = frozenset({
+    "vocab", "position", "token_type", "buckets", "embed", "heads", "kv_heads",
+    "head_dim", "mlp", "layers"})
+ACTIVATION_AXES = frozenset(
+    {"batch", "length", "embed", "heads", "kv_heads", "mlp"})
+
+
+@struct.dataclass
+class Context:
+  """What a stack's blocks know beside the stream itself.
+
+  Attributes:
+    segments, positions, prefix: as in `tfjax.models.inputs.Inputs`.
+    memory, memory_segments: what the encoder made, and its segments.
+    start: with a cache, the place that its first new token takes. Several
+      tokens in one call are the first ones, from place 0.
+    key_segments: with a cache, the segments of all its places.
+  """
+
+  segments: Int[Array, "B T"] | None = None
+  positions: Int[Array, "B T"] | None = None
+  prefix: Int[Array, "B"] | None = None
+  memory: Float[Array, "B S D"] | None = None
+  memory_segments: Int[Array, "B S"] | None = None
+  start: Int[Array, ""] | None = None
+  key_segments: Int[Array, "B S"] | None = None
 
 
 def parameter(
@@ -56,15 +81,23 @@ def per_shard(function: Callable[..., Array], *axes: str | None) -> Callable:
   """`function` on each device's own part of arrays with these logical axes.
 
   For functions that loop over a dimension which is cut over devices, where
-  the compiler left to itself would gather it first.
+  the compiler left to itself would gather it first. Arrays of fewer
+  dimensions are cut along the batch, their first.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return function
-  spec = nn.logical_to_mesh_axes(axes)
-  # The output varies as the inputs do; loops inside need no annotation.
-  return jax.shard_map(function, in_specs=spec, out_specs=spec,
-                       check_vma=False)
+
+  def spec(x):
+    own = axes if x.ndim == len(axes) else ("batch", *[None] * (x.ndim - 1))
+    return nn.logical_to_mesh_axes(own)
+
+  def call(*inputs):
+    # The output varies as the inputs do; loops inside need no annotation.
+    return jax.shard_map(
+        function, in_specs=jax.tree.map(spec, inputs),
+        out_specs=nn.logical_to_mesh_axes(axes), check_vma=False)(*inputs)
+  return call
 
 
 # --- Projections -------------------------------------------------------------
@@ -137,7 +170,7 @@ class Norm(nn.Module):
     return x_BTD.astype(dtype)
 
 
-def gelu(x: Array) -> Array:
+def gelu_tanh(x: Array) -> Array:
   """GELU in its tanh form (Hendrycks & Gimpel 2016), as GPT-2 has it.
 
   Written with the logistic function, (1 + tanh u) / 2 = sigmoid(2 u), which
@@ -146,8 +179,16 @@ def gelu(x: Array) -> Array:
   return x * jax.nn.sigmoid(1.5957691216057308 * (x + 0.044715 * x**3))
 
 
+ACTIVATIONS = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": gelu_tanh,
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+
+
 class FeedForward(nn.Module):
-  """Two projections around GELU, or three with SwiGLU (Shazeer 2020)."""
+  """Two projections around a nonlinearity, or three with a gate."""
 
   config: config_lib.ModelConfig
   backend: str
@@ -157,24 +198,31 @@ class FeedForward(nn.Module):
     config = self.config
     project_to = functools.partial(
         Projection, config=config, backend=self.backend)
-    up_BTF = project_to(
-        shape=(config.d_model, config.d_ff), axes=("embed", "mlp"),
-        name="up")(x_BTD)
-    if config.activation == "swiglu":
-      gate_BTF = project_to(
-          shape=(config.d_model, config.d_ff), axes=("embed", "mlp"),
-          name="gate")(x_BTD)
-      hidden_BTF = jax.nn.silu(gate_BTF) * up_BTF
+    shape, axes = (config.d_model, config.d_ff), ("embed", "mlp")
+    activate = ACTIVATIONS[config.activation]
+    up_BTF = project_to(shape=shape, axes=axes, name="up")(x_BTD)
+    if config.gated:
+      gate_BTF = project_to(shape=shape, axes=axes, name="gate")(x_BTD)
+      hidden_BTF = activate(gate_BTF) * up_BTF
     else:
-      hidden_BTF = gelu(up_BTF)
+      hidden_BTF = activate(up_BTF)
     hidden_BTF = constrain(hidden_BTF, "batch", "length", "mlp")
-    return project_to(
-        shape=(config.d_ff, config.d_model), axes=("mlp", "embed"),
-        std=residual_std(config), name="down")(hidden_BTF)
+    return project_to(shape=shape[::-1], axes=axes[::-1], residual=True,
+                      name="down")(hidden_BTF)
+
+
+def initializer(config: config_lib.ModelConfig,
+                std: float) -> Callable[..., Array]:
+  """Normal: with `std` where the config scales by inputs, else init_std."""
+  return nn.initializers.normal(
+      std if config.initializer == "fan_in" else config.init_std)
 
 
 def residual_std(config: config_lib.ModelConfig) -> float:
-  """Initial scale of projections into the residual stream (GPT-2 §2.3)."""
+  """Initial scale of projections into the stream of a pre-norm model
+  (GPT-2 §2.3); post-norm streams do not grow."""
+  if config.norm_position == "post":
+    return config.init_std
   return config.init_std / (2 * config.num_layers) ** 0.5
 
 
@@ -189,28 +237,76 @@ class Projection(nn.Module):
   backend: str
   shape: tuple[int, ...]
   axes: tuple[str, ...]
-  std: float | None = None
+  residual: bool = False  # writes into the residual stream
+  fan_in_scale: float = 1.0  # of its initial weights under fan_in
+  use_bias: bool | None = None  # None: as the config says
 
   @nn.compact
   def __call__(self, x_BTD: Array) -> Array:
-    std = self.config.init_std if self.std is None else self.std
-    kernel = parameter(
-        self, "kernel", nn.initializers.normal(std), self.shape, self.axes)
+    config = self.config
+    init = initializer(config, self.fan_in_scale * self.shape[0] ** -0.5)
+    if self.residual and config.initializer == "normal":
+      init = nn.initializers.normal(residual_std(config))
+    kernel = parameter(self, "kernel", init, self.shape, self.axes)
     y_BTF = project(x_BTD, kernel.reshape(self.shape[0], -1), self.backend)
-    if self.config.use_bias:
+    if config.use_bias if self.use_bias is None else self.use_bias:
       bias = parameter(self, "bias", nn.initializers.zeros,
                        self.shape[1:], self.axes[1:])
       y_BTF += bias.reshape(-1).astype(y_BTF.dtype)
     return y_BTF
 
 
-def rotate(x_BNTH: Float[Array, "B N T H"], base: float) -> Array:
+# --- Positions ---------------------------------------------------------------
+
+
+def rotate(
+    x_BNTH: Float[Array, "B N T H"], positions_BT: Int[Array, "B T"] | None,
+    base: float | Float[Array, ""],
+) -> Float[Array, "B N T H"]:
   """Rotary positions (Su et al. 2021), halves of the head width paired."""
   length, width = x_BNTH.shape[-2:]
   frequency = base ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
-  angle = jnp.arange(length, dtype=jnp.float32)[:, None] * frequency
+  if positions_BT is None:
+    positions_BT = jnp.arange(length)[None]
+  angle = positions_BT[:, None, :, None].astype(jnp.float32) * frequency
   cosine, sine = jnp.cos(angle), jnp.sin(angle)
   first, second = jnp.split(x_BNTH.astype(jnp.float32), 2, axis=-1)
   rotated = jnp.concatenate(
       [first * cosine - second * sine, second * cosine + first * sine], -1)
   return rotated.astype(x_BNTH.dtype)
+
+
+def sinusoids(positions_BT: Int[Array, "B T"], width: int) -> Float[
+    Array, "B T D"]:
+  """Sine and cosine in turn, wavelengths 2 pi to 10,000 x 2 pi (Vaswani et
+  al. 2017, §3.5)."""
+  frequency = 10000.0 ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+  angle = positions_BT[..., None].astype(jnp.float32) * frequency
+  pairs = jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+  return pairs.reshape(*positions_BT.shape, width)
+
+
+def relative_buckets(length: int, num_buckets: int, max_distance: int, *,
+                     bidirectional: bool) -> np.ndarray:
+  """The bucket of each place of a key minus that of its query, from
+  1 - length to length - 1 (Raffel et al. 2020, §2.1, as released).
+
+  Half of the buckets are for single distances, the others for ranges that
+  grow by a constant factor up to max_distance; bidirectional, half of all are
+  for keys behind.
+  """
+  offset = np.arange(1 - length, length)
+  bucket = np.zeros_like(offset)
+  if bidirectional:
+    num_buckets //= 2
+    bucket += num_buckets * (offset > 0)
+    distance = np.abs(offset)
+  else:
+    distance = np.maximum(-offset, 0)
+  exact = num_buckets // 2
+  # A hair more, so that a power that is exact does not fall below itself.
+  far = exact + (np.log(np.maximum(distance, exact) / exact) /
+                 np.log(max_distance / exact) * (num_buckets - exact) +
+                 1e-9).astype(int)
+  return bucket + np.where(distance < exact, distance,
+                           np.minimum(far, num_buckets - 1))

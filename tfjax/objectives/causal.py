@@ -1,51 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
 """Causal language modelling: every token is predicted from those before it.
 
-Shape letters: B batch, T length, V vocabulary.
+Shape letters: B batch, T length.
 """
 
-from flax import linen as nn
-import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from typing import Sequence
 
-from tfjax.objectives import cross_entropy
+import numpy as np
 
-
-def split(
-    windows: Int[Array, "B T+1"], weights_B: Float[Array, "B"],
-) -> tuple[Array, Array, Array]:
-  """Inputs, targets and weights, each B x T, of windows of T + 1 tokens."""
-  inputs_BT, targets_BT = windows[:, :-1], windows[:, 1:]
-  weights_BT = jnp.broadcast_to(weights_B[:, None], targets_BT.shape)
-  return inputs_BT, targets_BT, weights_BT.astype(jnp.float32)
+from tfjax import config as config_lib
+from tfjax.data import vocabulary as vocabulary_lib
+from tfjax.models import inputs as inputs_lib
+from tfjax.objectives import loss
 
 
-def loss_sum(
-    model: nn.Module, params: dict, windows: Int[Array, "B T+1"],
-    weights_B: Float[Array, "B"],
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-  """Summed loss in nats, and the weight that it sums over (tokens)."""
-  hidden_BTD, head_VD, targets_BT, weights_BT = _apply(
-      model, params, windows, weights_B)
-  total = cross_entropy.loss_sum(hidden_BTD, head_VD, targets_BT, weights_BT)
-  return total, weights_BT.sum()
+class Causal:
+  """Windows of T + 1 tokens: T inputs, and T targets one place on."""
+
+  def __init__(self, config: config_lib.ExperimentConfig,
+               vocabulary: vocabulary_lib.Vocabulary):
+    self._config = config.objective
+    self._separator = vocabulary.separator
+
+  def batch(self, windows: np.ndarray, weights_B: np.ndarray,
+            generators: Sequence[np.random.Generator]) -> loss.Batch:
+    """The examples of int32 [B, T + 1]; a window of weight 0 is padding."""
+    tokens_BT, targets_BT = windows[:, :-1], windows[:, 1:]
+    weights_BT = np.repeat(weights_B[:, None], targets_BT.shape[1], 1)
+    weights_BT = weights_BT.astype(np.float32)
+    segments_BT = prefix_B = None
+    if self._config.separate_documents:
+      segments_BT = segments(tokens_BT, self._separator)
+    if self._config.prefix_lm:
+      length = tokens_BT.shape[1]
+      prefix_B = np.array([g.integers(1, length) for g in generators],
+                          np.int32)
+      # The target at place t is token t + 1: the first one that counts is the
+      # one that follows the prefix.
+      weights_BT *= np.arange(1, length + 1) >= prefix_B[:, None]
+    return loss.Batch(
+        inputs_lib.Inputs(tokens_BT, segments=segments_BT, prefix=prefix_B),
+        targets_BT, weights_BT)
 
 
-def losses(
-    model: nn.Module, params: dict, windows: Int[Array, "B T+1"],
-    weights_B: Float[Array, "B"],
-) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
-  """Per window: summed loss in nats, and its weight (tokens)."""
-  hidden_BTD, head_VD, targets_BT, weights_BT = _apply(
-      model, params, windows, weights_B)
-  loss_BT = cross_entropy.losses(hidden_BTD, head_VD, targets_BT, weights_BT)
-  return loss_BT.sum(1), weights_BT.sum(1)
-
-
-def _apply(model, params, windows, weights_B):
-  """Hidden states and head, with what they are to predict."""
-  inputs_BT, targets_BT, weights_BT = split(windows, weights_B)
-  variables = {"params": params}
-  hidden_BTD = model.apply(variables, inputs_BT, method="hidden")
-  head_VD = model.apply(variables, method="head_kernel")
-  return hidden_BTD, head_VD, targets_BT, weights_BT
+def segments(tokens_BT: np.ndarray, separator: int) -> np.ndarray:
+  """1 for a window's first document, 2 for the next, ...; each begins with
+  its separator."""
+  return 1 + np.cumsum(tokens_BT == separator, axis=1, dtype=np.int32)

@@ -16,6 +16,7 @@ import ml_collections
 from tfjax import config as config_lib
 from tfjax.cost import budget as budget_lib
 from tfjax.data import store as store_lib
+from tfjax.data import vocabulary
 from tfjax.train import records
 
 Overrides = dict[str, Any]
@@ -23,7 +24,11 @@ Overrides = dict[str, Any]
 # Fields that name what other fields determine: two cells that differ only
 # here are the same run, said in two ways.
 _NAMES = ("name", "model.size")
-_SHAPE = ("d_model", "num_layers", "num_heads")
+_SHAPE = ("model.d_model", "model.num_layers", "model.num_heads")
+# Fields that are set from others where they are left unset.
+_DERIVED = {f"model.{entry.name}"
+            for entry in dataclasses.fields(config_lib.ModelConfig)
+            if entry.default is None} - {"model.size"} | {"objective.name"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +121,7 @@ def plan(
     try:
       store = _open_store(config.data)
       budget = budget_lib.plan(
-          budget_lib.with_vocabulary(config, store.vocab_size),
+          budget_lib.with_vocabulary(config, vocabulary.size(config)),
           store.train_tokens)
     except config_lib.ConfigError as error:
       problems.append(f"{label}: {error}")
@@ -151,12 +156,20 @@ def _unresolved(
     config: config_lib.ExperimentConfig) -> ml_collections.ConfigDict:
   """A ConfigDict that resolves to `config`, with derived values unset."""
   values = flat(config_lib.to_dict(config))
-  if config.model.size is not None:
-    values.update({f"model.{name}": None for name in _SHAPE})
-  result = config_lib.default()
-  config_lib.override(result, {**values, "model.d_ff": None})
-  if config_lib.resolve(result).model.d_ff != config.model.d_ff:
-    config_lib.override(result, {"model.d_ff": config.model.d_ff})
+  chosen = {key: value for key, value in values.items()
+            if key not in _DERIVED}
+  if config.model.size is None:
+    chosen.update({key: values[key] for key in _SHAPE})
+    if config.model.d_model % config.model.num_heads:
+      chosen["model.head_dim"] = config.model.head_dim
+  # What does not come out as it is was set by hand. Twice, as one such value
+  # may be what another follows from.
+  for _ in range(2):
+    result = config_lib.default()
+    config_lib.override(result, chosen)
+    made = flat(config_lib.to_dict(config_lib.resolve(result)))
+    chosen.update({key: values[key] for key in made
+                   if made[key] != values[key]})
   return result
 
 

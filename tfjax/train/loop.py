@@ -20,15 +20,19 @@ import traceback
 from typing import Any, Callable, Iterator
 
 import jax
+from jaxtyping import Int
 import numpy as np
 
 from tfjax import config as config_lib
+from tfjax import objectives
 from tfjax.cost import budget as budget_lib
 from tfjax.cost import flops as flops_lib
 from tfjax.cost import hardware
 from tfjax.data import batches as batches_lib
 from tfjax.data import store as store_lib
+from tfjax.data import vocabulary as vocabulary_lib
 from tfjax.models import attention
+from tfjax.objectives import loss as loss_lib
 from tfjax.train import checkpoints as checkpoints_lib
 from tfjax.train import evaluation
 from tfjax.train import optimizers
@@ -106,8 +110,9 @@ class _Run:
     self.config_hash = config_lib.config_hash(config)
     _use_compilation_cache(config.runtime)
     self.store = store_lib.build(config.data)
+    self.vocabulary = vocabulary_lib.of(config, self.store.tokenizer())
     self.config = config = budget_lib.with_vocabulary(
-        config, self.store.vocab_size)
+        config, self.vocabulary.size)
     self.budget = budget_lib.plan(config, self.store.train_tokens)
     train, length = config.train, config.model.context_length
     evaluation_size = config.evaluation.batch_size or train.batch_size
@@ -119,13 +124,19 @@ class _Run:
     self.steps = step_lib.steps_for(config, self.mesh)
     hosts = dict(host_index=jax.process_index(),
                  num_hosts=jax.process_count())
-    self.batches = batches_lib.training_batches(
-        self.store, config.data, context_length=length,
-        batch_size=train.batch_size, num_steps=self.budget.steps, **hosts)
-    self.evaluation_batches = batches_lib.evaluation_batches(
-        self.store, context_length=length,
-        batch_size=evaluation_size,
-        tokens=config.evaluation.tokens, **hosts)
+    objective = objectives.create(config, self.vocabulary)
+    self.batches = objectives.TrainingBatches(
+        objective, batches_lib.training_batches(
+            self.store, config.data, context_length=length,
+            batch_size=train.batch_size, num_steps=self.budget.steps,
+            source_length=config.objective.source_length, **hosts),
+        config.objective.seed)
+    self.evaluation_batches = objectives.EvaluationBatches(
+        objective, batches_lib.evaluation_batches(
+            self.store, context_length=length, batch_size=evaluation_size,
+            tokens=config.evaluation.tokens,
+            source_length=config.objective.source_length, **hosts),
+        config.objective.seed)
     self.clock = _Clock()
     self.compile_seconds = 0.0
     self.resumes = 0
@@ -172,16 +183,12 @@ class _Run:
     config, total = self.config, self.budget.steps
     step = int(state.step)
     train_step = self._compile()
-    target = sharding.batch_sharding(self.mesh)
-    weights = np.ones(config.train.batch_size // jax.process_count(),
-                      np.float32)
     save_timer = _SaveTimer(config.checkpoint)
     evaluate_every = config.evaluation.every_steps or total
     pending = None
     while step < total:
       with self.clock:
-        batch = step_lib.put(target, self.batches[step], weights)
-        state, metrics = train_step(state, batch)
+        state, metrics = train_step(state, self._batch(step))
         step += 1
         # Read one step late: the device always has a step to work on.
         ready, pending = [pending] if pending else [], (step, metrics)
@@ -206,10 +213,13 @@ class _Run:
         return step, "interrupted", f"stopped after step {step} of {total}"
     return step, "complete", None
 
+  def _batch(self, step: int) -> loss_lib.Batch:
+    return step_lib.put(sharding.batch_sharding(self.mesh),
+                        self.batches[step])
+
   def _compile(self):
     begin = time.perf_counter()
-    compiled = self.steps.compiled_train(
-        self.config.train.batch_size, self.config.model.context_length)
+    compiled = self.steps.compiled_train(self._batch(0))
     self.compile_seconds += time.perf_counter() - begin
     return compiled
 
@@ -248,13 +258,21 @@ class _Run:
   def _evaluate(self, state, step: int) -> float:
     """Writes the row and returns the held-out loss."""
     result = evaluation.evaluate(
-        self.steps, state.params, self.evaluation_batches,
-        self.store.validation_bytes_per_token)
+        self.steps, state.params, self.evaluation_batches, self._bytes)
     row = dict(kind="evaluation", step=step, **self._position(step),
                loss=result.loss, loss_stderr=result.loss_stderr,
                bits_per_byte=result.bits_per_byte)
     self._write(row)
     return result.loss
+
+  def _bytes(self, targets: Int[np.ndarray, "P"]) -> float:
+    """Bytes of text that targets stand for."""
+    table = self.vocabulary.token_bytes
+    if table is not None:
+      return float(table[targets].sum())
+    # The tokenizer does not tell: the split's mean, of ids that are text.
+    text = (~self.vocabulary.special[targets]).sum()
+    return float(text * self.store.validation_bytes_per_token)
 
   def _record(self, steps: int, status: str,
               reason: str | None) -> records.RunRecord:
@@ -272,23 +290,27 @@ class _Run:
     return records.RunRecord(
         run_id=self.run_dir.name, status=status, status_reason=reason,
         sweep=self.sweep, family=config.model.family,
-        objective=config.objective, seed=config.seed,
+        objective=config.objective.name, seed=config.seed,
         params_total=budget.params_total,
         params_embedding=budget.params_embedding,
         params_non_embedding=budget.params_non_embedding,
         params_head=budget.params_head, params_active=budget.params_total,
         tokens_seen=tokens, tokens_planned=budget.tokens,
+        tokens_predicted=(None if budget.predicted_tokens is None else
+                          budget.predicted_tokens * steps / budget.steps),
         unique_tokens=min(budget.unique_tokens, tokens),
         epochs=budget.epochs * steps / budget.steps, steps=steps,
         batch_tokens=budget.batch_tokens, flops_total=flops.total,
         flops_matmul=flops.matmul, flops_attention=flops.attention,
         flops_head=flops.head, flops_recompute=flops.recompute,
+        flops_encoder=flops.encoder, flops_decoder=flops.decoder,
         flops_convention=flops_lib.CONVENTION,
         loss=evaluated.get("loss"),
         loss_stderr=evaluated.get("loss_stderr"),
         bits_per_byte=evaluated.get("bits_per_byte"),
         train_loss=trained.get("loss"), corpus=config.data.corpus,
-        tokenizer=config.data.tokenizer.kind, vocab_size=store.vocab_size,
+        tokenizer=config.data.tokenizer.kind,
+        vocab_size=config.model.vocab_size,
         bytes_per_token=store.bytes_per_token,
         entropy_rate=store.entropy_rate, token_store=store.path.name,
         attention=attention.choose(config.model.attention, device.platform),

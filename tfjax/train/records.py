@@ -33,7 +33,9 @@ class RecordError(ValueError):
 class RunRecord:
   """One run, as result.json holds it. Unknown is None.
 
-  Tokens and FLOPs are of training; losses are nats a token; `device_seconds`
+  Tokens and FLOPs are of training: `tokens_seen` are read, `tokens_predicted`
+  (its planned mean) have a loss. Losses are nats a predicted token, bits a
+  byte are of the text that was predicted. `device_seconds`
   is wall time inside training steps times devices, compilation left out;
   `mfu` is achieved over peak FLOP/s, `flops_convention` being what counts.
   """
@@ -52,6 +54,7 @@ class RunRecord:
   params_active: int | None = None
   tokens_seen: int | None = None
   tokens_planned: int | None = None
+  tokens_predicted: float | None = None
   unique_tokens: int | None = None
   epochs: float | None = None
   steps: int | None = None
@@ -61,6 +64,8 @@ class RunRecord:
   flops_attention: float | None = None
   flops_head: float | None = None
   flops_recompute: float | None = None
+  flops_encoder: float | None = None
+  flops_decoder: float | None = None
   flops_convention: str | None = None
   loss: float | None = None
   loss_stderr: float | None = None
@@ -100,7 +105,7 @@ def run_id(config: config_lib.ExperimentConfig) -> str:
   (key, value), = ((k, v) for k, v in dataclasses.asdict(
       config.duration).items() if v is not None)
   amount = str(value) if isinstance(value, int) else f"{value:g}"
-  prefix = f"{config.objective}-{size}-{amount.replace('+', '')}-{key}"
+  prefix = f"{model.family}-{size}-{amount.replace('+', '')}-{key}"
   return f"{prefix}-{config_lib.config_hash(config)}"
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The train step: (state, batch) -> (state, metrics), jitted over a mesh.
 
-The step knows no objective and no model by name: it is given a model and the
-module of an objective, which has `loss_sum` and `losses`.
+The step knows no objective and no family by name: an objective has made the
+batch, which says what is predicted from what.
 """
 
 import dataclasses
@@ -18,19 +18,11 @@ from jaxtyping import Array, Float, Int
 import optax
 
 from tfjax import config as config_lib
-from tfjax import objectives
 from tfjax.models import transformer
+from tfjax.objectives import loss as loss_lib
 from tfjax.train import optimizers
 from tfjax.train import sharding
 from tfjax.train import tuning
-
-
-@struct.dataclass
-class Batch:
-  """Windows of T + 1 tokens, and the weight of each (0: padding)."""
-
-  windows: Int[Array, "B T+1"]
-  weights: Float[Array, "B"]
 
 
 @struct.dataclass
@@ -50,10 +42,10 @@ class Steps:
     abstract_state: shapes, types and shardings of a state; also what a
       checkpoint is restored into.
     init: (seed, schedule) -> TrainState.
-    evaluate: (params, Batch) -> per window summed loss, weight.
+    evaluate: (params, batch) -> per example summed loss, weight.
   """
 
-  def __init__(self, model_config: config_lib.ModelConfig, objective: str,
+  def __init__(self, model_config: config_lib.ModelConfig,
                optimizer_config: config_lib.OptimizerConfig,
                train_config: config_lib.TrainConfig,
                runtime: config_lib.RuntimeConfig, mesh: Mesh):
@@ -62,7 +54,6 @@ class Steps:
     self._part_tokens = tuning.part_tokens(
         runtime, backend, transformer.count_parameters(model_config).total)
     self.model = transformer.create(model_config, backend, train_config.dtype)
-    self.objective = objectives.OBJECTIVES[objective]
     self.optimizer = optimizers.make_optimizer(optimizer_config)
     self.accumulation_steps = train_config.accumulation_steps
     schedule = jax.eval_shape(
@@ -77,34 +68,33 @@ class Steps:
     self._train_jitted = jax.jit(
         self._train, in_shardings=(self._shardings, batch),
         out_shardings=(self._shardings, replicated), donate_argnums=0)
-    self._train_compiled: dict[tuple[int, ...], jax.stages.Compiled] = {}
+    self._train_compiled: dict[Any, jax.stages.Compiled] = {}
     self.init = self._in_mesh(jax.jit(
         self._init, out_shardings=self._shardings))
     self.evaluate = self._in_mesh(jax.jit(
-        functools.partial(self.objective.losses, self.model),
-        in_shardings=(self._shardings.params, batch, batch),
+        functools.partial(loss_lib.losses, self.model),
+        in_shardings=(self._shardings.params, batch),
         out_shardings=replicated))
 
-  def compiled_train(self, batch_size: int, length: int) -> jax.stages.Compiled:
-    """The compiled step for windows of length + 1 tokens; made once.
+  def compiled_train(self, batch: loss_lib.Batch) -> jax.stages.Compiled:
+    """The compiled step for batches of this one's shapes; made once.
 
     (TrainState, Batch) -> (TrainState, metrics); donates the state. Metrics
     are `loss` (nats a token), `grad_norm` (before clipping) and
     `learning_rate`. Compiled ahead, so that no step ever compiles again: a
     state or batch of another type raises.
     """
-    key = (batch_size, length)
+    leaves, structure = jax.tree.flatten(batch)
+    key = structure, tuple((x.shape, str(x.dtype)) for x in leaves)
     if key not in self._train_compiled:
-      self._train_compiled[key] = self.lower_train(*key).compile()
+      self._train_compiled[key] = self.lower_train(batch).compile()
     return self._train_compiled[key]
 
-  def lower_train(self, batch_size: int, length: int) -> jax.stages.Lowered:
+  def lower_train(self, batch: loss_lib.Batch) -> jax.stages.Lowered:
     """The train step before compilation, to look into."""
     target = sharding.batch_sharding(self.mesh)
-    batch = Batch(*(
-        jax.ShapeDtypeStruct(shape, dtype, sharding=target) for shape, dtype
-        in (((batch_size, length + 1), jnp.int32),
-            ((batch_size,), jnp.float32))))
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
+        x.shape, x.dtype, sharding=target), batch)
     return self._in_mesh(self._train_jitted.lower)(self.abstract_state, batch)
 
   def _in_mesh(self, function):
@@ -129,13 +119,14 @@ class Steps:
         schedule=jax.tree.map(lambda _: replicated, schedule))
 
   def _init(self, key: Array, schedule: optimizers.Schedule) -> TrainState:
-    tokens = jnp.zeros((self.mesh.size, 1), jnp.int32)  # a row a device
-    params = nn.meta.unbox(self.model.init(key, tokens)["params"])
+    inputs = transformer.example_inputs(
+        self.model.config, self.mesh.size)  # a row a device
+    params = nn.meta.unbox(self.model.init(key, inputs)["params"])
     # An explicit type: a weakly typed 0 would compile the step twice.
     return TrainState(jnp.zeros((), jnp.int32), params,
                       self.optimizer.init(params), schedule)
 
-  def _train(self, state: TrainState, batch: Batch):
+  def _train(self, state: TrainState, batch: loss_lib.Batch):
     total, weight, gradients = self._gradients(state.params, batch)
     # A batch of padding alone has no loss; its weight must not divide.
     scale = 1 / jnp.maximum(weight, 1e-9)
@@ -150,19 +141,17 @@ class Steps:
                           optimizer_state=optimizer_state)
     return state, metrics
 
-  def _gradients(self, params, batch: Batch):
+  def _gradients(self, params, batch: loss_lib.Batch):
     """Summed loss, its weight, and the gradient of the sum.
 
     Sums, not means, are accumulated over the parts of a batch, so that parts
     with different padding count as they would in one.
     """
-    def loss(params, windows, weights):
-      return self.objective.loss_sum(self.model, params, windows, weights)
-    gradient = jax.value_and_grad(loss, has_aux=True)
+    gradient = jax.value_and_grad(
+        functools.partial(loss_lib.loss_sum, self.model), has_aux=True)
     parts = self._parts(batch)
     if parts == 1:
-      (total, weight), gradients = gradient(
-          params, batch.windows, batch.weights)
+      (total, weight), gradients = gradient(params, batch)
       return total, weight, gradients
 
     def cut(x):
@@ -171,19 +160,20 @@ class Steps:
       return x.swapaxes(0, 1)
 
     def add(sums, part):
-      (total, weight), gradients = gradient(params, *part)
+      (total, weight), gradients = gradient(params, part)
       return jax.tree.map(jnp.add, sums, (total, weight, gradients)), None
 
     zero = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like,
                                                          params))
-    sums, _ = jax.lax.scan(add, zero, (cut(batch.windows),
-                                       cut(batch.weights)))
+    sums, _ = jax.lax.scan(add, zero, jax.tree.map(cut, batch))
     return sums
 
-  def _parts(self, batch: Batch) -> int:
+  def _parts(self, batch: loss_lib.Batch) -> int:
     """How many parts a batch is computed in: what was asked for, or more."""
-    rows, parts = batch.windows.shape[0], self.accumulation_steps
-    tokens = rows // self.mesh.size * (batch.windows.shape[1] - 1)
+    rows, parts = batch.targets.shape[0], self.accumulation_steps
+    inputs = batch.inputs
+    length = sum(x.tokens.shape[1] for x in (inputs, inputs.source) if x)
+    tokens = rows // self.mesh.size * length
     while (self._part_tokens and tokens // parts > self._part_tokens and
            rows % (2 * parts * self.mesh.size) == 0):
       parts *= 2
@@ -205,11 +195,10 @@ def steps_for(config: config_lib.ExperimentConfig, mesh: Mesh) -> Steps:
       config.train, batch_size=config.train.accumulation_steps,
       log_every_steps=1)
   runtime = config_lib.RuntimeConfig(cpu_tuning=config.runtime.cpu_tuning)
-  return _kept_steps(config.model, config.objective, optimizer, train, runtime,
-                     mesh)
+  return _kept_steps(config.model, optimizer, train, runtime, mesh)
 
 
-def put(batch_sharding: NamedSharding, windows, weights) -> Batch:
+def put(batch_sharding: NamedSharding, batch: loss_lib.Batch) -> loss_lib.Batch:
   """Host arrays (this host's rows) as one global batch."""
-  return Batch(*(jax.make_array_from_process_local_data(batch_sharding, x)
-                 for x in (windows, weights)))
+  return jax.tree.map(functools.partial(
+      jax.make_array_from_process_local_data, batch_sharding), batch)
