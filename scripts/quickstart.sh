@@ -1,13 +1,21 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Installs tfjax, trains the quickstart's grid, fits it, and writes a report.
-# Arguments go to scripts/sweep.py. Run again, it skips what is done.
+# Installs tfjax, trains a quickstart's grid, fits it, and writes a report.
+#
+#   quickstart.sh [masked|seq2seq] [arguments of scripts/sweep.py]
+#
+# Run again, it skips what is done.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 environment ""
-workdir=runs/quickstart
+name=quickstart
+if [[ $# -gt 0 && "$1" != -* ]]; then
+  name="quickstart_$1"
+  shift
+fi
+workdir="runs/$name"
 begin=$SECONDS
-"$python" scripts/sweep.py --config=experiments/quickstart.py \
+"$python" scripts/sweep.py --config="experiments/$name.py" \
   --workdir="$workdir" "$@"
 "$python" scripts/fit.py --workdir="$workdir"
 "$python" scripts/report.py --workdir="$workdir"

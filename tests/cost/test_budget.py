@@ -4,10 +4,14 @@
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tfjax import config as config_lib
 from tfjax.cost import budget as budget_lib
+from tfjax.cost import flops as flops_lib
+from tfjax.cost import lengths as lengths_lib
+from tfjax.data import batches as batches_lib
 
 # By hand for this model: D 16, F 64, 1 layer, T 16, V 257, biases.
 #   block 4 D^2 + 4 D + 2 D F + F + D + 4 D = 3280; last norm 32;
@@ -29,7 +33,8 @@ def make(changes: dict[str, Any]) -> config_lib.ExperimentConfig:
 
 def plan(changes: dict[str, Any], tokens: int = TRAIN_TOKENS
          ) -> budget_lib.Budget:
-  return budget_lib.plan(make(changes), tokens)
+  return budget_lib.plan(make(changes), batches_lib.TextWindows(
+      np.zeros(tokens, np.uint16), 16))
 
 
 @pytest.mark.parametrize("duration", [
@@ -115,12 +120,25 @@ def test_a_subset_larger_than_the_corpus_is_refused() -> None:
   assert "13,000 is more than the 12,800" in str(error.value)
 
 
-def test_a_corpus_shorter_than_a_window_is_refused() -> None:
-  with pytest.raises(config_lib.ConfigError) as error:
-    plan({"duration.steps": 1}, 16)
-  assert error.value.key == "model.context_length"
-  assert "at most 15" in str(error.value)
-  assert plan({"duration.steps": 1, "train.batch_size": 1}, 17).steps == 1
+def test_pairs_count_the_tokens_that_they_have() -> None:
+  # Separator, source, separator, target: 3 pairs, with ends 3 + 2, 2 + 5 and
+  # 9 + 3 tokens, of which the sides take at most 6 and 4: 5 + 6 + 9 = 20.
+  sides = [(2, 1), (1, 4), (8, 2)]
+  stream = np.concatenate([[0] + [7] * size for pair in sides for size in pair])
+  windows = batches_lib.PairWindows(stream, 0, 6, 4)
+  config = make({
+      "model.family": "t5", "objective.corruption": "pairs",
+      "objective.source_length": 6, "model.context_length": 4,
+      "data.target_field": "target", "train.batch_size": 3,
+      "duration.steps": 4, "data.max_epochs": 4.0})
+  got = budget_lib.plan(config, windows)
+  assert (got.steps, got.batch_tokens, got.tokens) == (4, 20, 80)
+  assert (got.unique_tokens, got.epochs) == (20, 4.0)
+  assert got.predicted_tokens is None
+  # What is computed is padded.
+  computed = flops_lib.training_flops_per_token(
+      config.model, lengths_lib.of(config)).total * (6 + 4)
+  assert got.flops_total == pytest.approx(4 * 3 * computed, rel=1e-12)
 
 
 def test_the_vocabulary_comes_from_the_tokenizer() -> None:

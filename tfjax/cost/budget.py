@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a config amounts to: parameters, steps, tokens, epochs and FLOPs.
 
-Known before anything runs, except the length of the training split, which the
-token store tells.
+Known before anything runs, except the examples of the training split, which
+the token store tells.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ import math
 from tfjax import config as config_lib
 from tfjax.cost import flops as flops_lib
 from tfjax.cost import lengths as lengths_lib
+from tfjax.data import batches as batches_lib
 from tfjax.models import transformer
 
 
@@ -42,10 +43,13 @@ class Budget:
     return self.flops.total / self.tokens
 
 
-def plan(config: config_lib.ExperimentConfig, train_tokens: int) -> Budget:
-  """Derives a run's size from its config and the training split's length.
+def plan(config: config_lib.ExperimentConfig,
+         windows: batches_lib.TextWindows | batches_lib.PairWindows) -> Budget:
+  """Derives a run's size from its config and the training split's examples.
 
-  A duration given in anything but steps is rounded up to whole steps.
+  A duration given in anything but steps is rounded up to whole steps. Pairs
+  differ in length: their tokens and epochs are worked out from the mean, and
+  their FLOPs from the padded lengths that are computed.
 
   Raises:
     ConfigError: more tokens are asked for than data.max_epochs passes give,
@@ -53,32 +57,24 @@ def plan(config: config_lib.ExperimentConfig, train_tokens: int) -> Budget:
   """
   counts = transformer.count_parameters(config.model)
   lengths = lengths_lib.of(config)
-  per_token = flops_lib.training_flops_per_token(config.model, lengths)
-  length = lengths.window
+  available = windows.num_tokens
+  length = (lengths.window if available == lengths.window * len(windows)
+            else available / len(windows))
+  per_token = flops_lib.training_flops_per_token(config.model, lengths) * (
+      lengths.window / length)
   batch_tokens = config.train.batch_size * length
-  # Training reads whole windows, each with one token more than it predicts.
-  available = max(0, train_tokens - 1) // length * length
-  unique = available
-  if config.data.unique_tokens is not None:
-    unique = -(-config.data.unique_tokens // length) * length
-    if unique > available:
-      raise config_lib.ConfigError(
-          "data.unique_tokens", f"{config.data.unique_tokens:,} is more than "
-          f"the {available:,} tokens of the training split")
-  if not unique:
-    raise config_lib.ConfigError(
-        "model.context_length", f"{length} is longer than the training split "
-        f"of {train_tokens:,} tokens; valid: at most {train_tokens - 1}")
+  unique = length * batches_lib.used_windows(windows,
+                                             config.data.unique_tokens)
   wanted, key = _wanted_tokens(
       config.duration, batch_tokens, unique, counts.total, per_token.total)
   steps = max(1, math.ceil(wanted / batch_tokens))
-  tokens = steps * batch_tokens
+  tokens = round(steps * batch_tokens)
   epochs = tokens / unique
   # Rounding up to whole steps may pass the limit by less than one batch.
   if wanted > config.data.max_epochs * unique:
     raise config_lib.ConfigError(
         f"duration.{key}", f"asks for {tokens:,} tokens, {epochs:.3g} epochs "
-        f"of the {unique:,} that there are; ask for at most "
+        f"of the {round(unique):,} that there are; ask for at most "
         f"{int(config.data.max_epochs * unique):,} tokens, or allow the "
         f"repetition with data.max_epochs={math.ceil(epochs)}")
   return Budget(
@@ -87,11 +83,11 @@ def plan(config: config_lib.ExperimentConfig, train_tokens: int) -> Budget:
       params_non_embedding=counts.non_embedding,
       params_head=counts.head,
       steps=steps,
-      batch_tokens=batch_tokens,
+      batch_tokens=round(batch_tokens),
       tokens=tokens,
       predicted_tokens=(None if lengths.expected is None else
                         steps * config.train.batch_size * lengths.expected),
-      unique_tokens=min(unique, tokens),
+      unique_tokens=min(round(unique), tokens),
       epochs=epochs,
       tokens_per_parameter=tokens / counts.total,
       flops=per_token * tokens,

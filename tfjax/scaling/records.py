@@ -15,9 +15,11 @@ import pandas as pd
 
 NUMBERS = (
     "seed", "params_total", "params_embedding", "params_non_embedding",
-    "params_head", "params_active", "tokens_seen", "unique_tokens", "epochs",
+    "params_head", "params_active", "tokens_seen", "tokens_predicted",
+    "unique_tokens", "epochs",
     "steps", "batch_tokens", "flops_total", "flops_matmul", "flops_attention",
-    "flops_head", "flops_recompute", "loss", "loss_stderr", "train_loss",
+    "flops_head", "flops_recompute", "flops_encoder", "flops_decoder", "loss",
+    "loss_stderr", "train_loss",
     "bits_per_byte", "vocab_size", "bytes_per_token", "entropy_rate",
     "device_count", "device_seconds", "tokens_per_second", "mfu",
     "energy_kwh", "co2e_kg")

@@ -15,6 +15,7 @@ import ml_collections
 
 from tfjax import config as config_lib
 from tfjax.cost import budget as budget_lib
+from tfjax.data import batches as batches_lib
 from tfjax.data import store as store_lib
 from tfjax.data import vocabulary
 from tfjax.train import records
@@ -122,7 +123,9 @@ def plan(
       store = _open_store(config.data)
       budget = budget_lib.plan(
           budget_lib.with_vocabulary(config, vocabulary.size(config)),
-          store.train_tokens)
+          batches_lib.open_windows(
+              store, "train", config.model.context_length,
+              config.objective.source_length))
     except config_lib.ConfigError as error:
       problems.append(f"{label}: {error}")
       continue

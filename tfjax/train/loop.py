@@ -113,7 +113,11 @@ class _Run:
     self.vocabulary = vocabulary_lib.of(config, self.store.tokenizer())
     self.config = config = budget_lib.with_vocabulary(
         config, self.vocabulary.size)
-    self.budget = budget_lib.plan(config, self.store.train_tokens)
+    windows = batches_lib.open_windows(
+        self.store, "train", config.model.context_length,
+        config.objective.source_length)
+    _warn_of_cut_pairs(windows)
+    self.budget = budget_lib.plan(config, windows)
     train, length = config.train, config.model.context_length
     evaluation_size = config.evaluation.batch_size or train.batch_size
     self.mesh = sharding.make_mesh(
@@ -361,6 +365,17 @@ class _Clock:
     (seconds, tokens), self._last = self._last, (self.seconds(), self.tokens)
     elapsed = self._last[0] - seconds
     return (self.tokens - tokens) / elapsed if elapsed > 0 else None
+
+
+def _warn_of_cut_pairs(windows: batches_lib.TextWindows |
+                       batches_lib.PairWindows) -> None:
+  for side in ("source", "target"):
+    if count := getattr(windows, f"cut_{side}s", 0):
+      key = ("model.context_length" if side == "target"
+             else "objective.source_length")
+      _LOG.warning(
+          "%s of %s training pairs have a %s longer than %s; what is over is "
+          "cut off", f"{count:,}", f"{len(windows):,}", side, key)
 
 
 class _SaveTimer:
