@@ -8,10 +8,12 @@ same GPT-2 shape, batch and float32; short bursts of steps are taken in turn,
 so that a machine whose speed drifts is the same machine for all of them. Rates
 are tokens a second of CPU time on one core, of wall time on several. The
 `bench` extra brings torch and transformers; without them tfjax is measured
-alone.
+alone. Shape `loss` is the head and its cross-entropy by themselves, in tfjax's
+chunked form and as written, values and gradients.
 """
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import os
@@ -38,7 +40,8 @@ from tfjax.cost import flops as flops_lib
 from tfjax.cost import lengths as lengths_lib
 from tfjax.train import tuning
 
-_SHAPES = flags.DEFINE_list("shapes", ["i", "ii", "iii"], "which to measure")
+_SHAPES = flags.DEFINE_list("shapes", ["i", "ii", "iii", "loss"],
+                            "which to measure")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "bursts of each contender")
 _CORES = flags.DEFINE_integer("cores", 1, "cores that a contender may use")
 _STEPS = flags.DEFINE_integer("steps", 0, "steps a burst; 0: by the shape")
@@ -50,7 +53,10 @@ _SERVE = flags.DEFINE_string("serve", "", "internal: CONTENDER:SHAPE")
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-  """A GPT-2: width, layers, heads, length, batch, vocabulary; steps a burst."""
+  """A GPT-2: width, layers, heads, length, batch, vocabulary; steps a burst.
+
+  Without layers it is the head and the loss alone.
+  """
 
   d_model: int
   num_layers: int
@@ -69,7 +75,9 @@ SHAPES = {
     "i": Shape(128, 4, 4, 256, 16, 512, 6),
     "ii": Shape(256, 6, 8, 256, 16, 8192, 2),
     "iii": Shape(384, 8, 6, 512, 8, 50257, 1),
+    "loss": Shape(256, 0, 1, 512, 8, 50257, 1),
 }
+LOSSES = ("chunked", "plain")  # contenders at shape "loss"
 
 
 def experiment(shape: Shape) -> config_lib.ExperimentConfig:
@@ -155,6 +163,31 @@ def transformers_step(shape: Shape) -> Callable[[Any], Callable[[], float]]:
   return step
 
 
+def loss_step(form: str, shape: Shape) -> Callable[
+    [Any], Callable[[], float]]:
+  """The loss, and the gradients of hidden states and head."""
+  import jax
+  import numpy as np
+  from tfjax.objectives import cross_entropy
+  function = {
+      "chunked": cross_entropy.loss_sum,
+      "plain": lambda *x: cross_entropy.reference(*x).sum()}[form]
+  rng = np.random.default_rng(0)
+  rows = (shape.batch_size, shape.context_length)
+  hidden = rng.standard_normal((*rows, shape.d_model), np.float32)
+  head = 0.02 * rng.standard_normal(
+      (shape.vocab_size, shape.d_model), np.float32)
+  weights = np.ones(rows, np.float32)
+  gradient = jax.jit(jax.value_and_grad(
+      lambda hidden, head, targets: function(
+          hidden, head, None, targets, weights), argnums=(0, 1)))
+
+  def step(windows):
+    loss, _ = jax.block_until_ready(gradient(hidden, head, windows[:, 1:]))
+    return lambda: float(loss) / shape.batch_tokens
+  return step
+
+
 def gemm_step(shape: Shape) -> Callable[[Any], Callable[[], float]]:
   """No model: one float32 product of two 2048 x 2048 matrices a step."""
   del shape
@@ -173,7 +206,8 @@ def gemm_step(shape: Shape) -> Callable[[Any], Callable[[], float]]:
 _GEMM = 2048
 _GEMM_STEPS = 20
 MAKERS = {"tfjax": tfjax_step, "transformers": transformers_step,
-          "gemm": gemm_step}
+          "gemm": gemm_step,
+          **{form: functools.partial(loss_step, form) for form in LOSSES}}
 
 
 # --- A contender's process ---------------------------------------------------
@@ -219,7 +253,8 @@ class Contender:
                cache: str | None = None):
     environment = dict(os.environ)
     environment.update(tuning.process_environment(
-        config_lib.RuntimeConfig(), cores=cores if name == "tfjax" else 1))
+        config_lib.RuntimeConfig(),
+        cores=cores if name not in ("gemm", "transformers") else 1))
     environment["OMP_NUM_THREADS"] = str(cores)
     if cache is not None:
       environment["JAX_COMPILATION_CACHE_DIR"] = cache
@@ -252,6 +287,14 @@ class Contender:
 # --- The measurement ---------------------------------------------------------
 
 
+def flops_per_token(shape: Shape) -> float:
+  if not shape.num_layers:
+    return 6.0 * shape.d_model * shape.vocab_size
+  config = experiment(shape)
+  return flops_lib.training_flops_per_token(
+      config.model, lengths_lib.of(config)).total
+
+
 def measure(name: str, contenders: list[str], cores: int) -> dict[str, Any]:
   """All contenders at one shape, in turn, and the GEMM rate in between."""
   shape = SHAPES[name]
@@ -277,9 +320,7 @@ def measure(name: str, contenders: list[str], cores: int) -> dict[str, Any]:
   seconds = {who: [b[kind] / b["steps"] for b in rows[1:]]
              for who, rows in bursts.items()}
   gemm = 2 * _GEMM**3 / statistics.median(seconds["gemm"])
-  config = experiment(shape)
-  flops = flops_lib.training_flops_per_token(
-      config.model, lengths_lib.of(config)).total
+  flops = flops_per_token(shape)
   table = {}
   for who in contenders:
     median = statistics.median(seconds[who])
@@ -325,10 +366,10 @@ def print_table(name: str, figures: dict[str, Any]) -> None:
   console.print(table)
   rates = {who: row["tokens_per_second"]
            for who, row in figures["contenders"].items()}
-  if "tfjax" in rates:
-    for who, rate in rates.items():
-      if who != "tfjax":
-        console.print(f"tfjax / {who}: {rates['tfjax'] / rate:.2f}")
+  ours = next(iter(rates))
+  for who, rate in rates.items():
+    if who != ours:
+      console.print(f"{ours} / {who}: {rates[ours] / rate:.2f}")
 
 
 def main(argv: list[str]) -> None:
@@ -349,7 +390,8 @@ def main(argv: list[str]) -> None:
         f"{tuning.available_cores()} cores, load {load:.2f} at the start")
   results = {}
   for name in _SHAPES.value:
-    results[name] = measure(name, contenders, _CORES.value)
+    who = contenders if SHAPES[name].num_layers else list(LOSSES)
+    results[name] = measure(name, who, _CORES.value)
     print_table(name, results[name])
   if _JSON.value:
     pathlib.Path(_JSON.value).write_text(

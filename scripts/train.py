@@ -66,8 +66,11 @@ def main(arguments: Sequence[str]) -> int:
     error = ("" if record.loss_stderr is None
              else f" +- {record.loss_stderr:.4f}")
     print(f"held-out loss {record.loss:.4f}{error} nats a token, "
-          f"{record.bits_per_byte:.4f} bits a byte, after "
-          f"{record.tokens_seen:,} tokens and {record.flops_total:.3g} FLOPs")
+          + ("" if record.bits_per_byte is None
+             else f"{record.bits_per_byte:.4f} bits a byte, ") +
+          f"after {record.tokens_seen:,} tokens and "
+          f"{record.flops_total:.3g} FLOPs (the loss counts "
+          f"{record.loss_counts})")
   if record.status_reason:
     print(record.status_reason)
   return _EXIT.get(record.status, 1)

@@ -15,12 +15,18 @@ from tfjax.objectives import loss
 
 
 class Causal:
-  """Windows of T + 1 tokens: T inputs, and T targets one place on."""
+  """Windows of T + 1 tokens: T inputs, and T targets one place on.
+
+  Attributes:
+    counts: in words, what its loss counts.
+  """
 
   def __init__(self, config: config_lib.ExperimentConfig,
                vocabulary: vocabulary_lib.Vocabulary):
     self._config = config.objective
     self._separator = vocabulary.separator
+    self.counts = ("the tokens behind a random prefix"
+                   if self._config.prefix_lm else "every token")
 
   def batch(self, windows: np.ndarray, weights_B: np.ndarray,
             generators: Sequence[np.random.Generator]) -> loss.Batch:

@@ -27,6 +27,9 @@ class Masked:
   Windows are a stream's: no token is added at either end, as in the
   FULL-SENTENCES setting of Liu et al. 2019, and there is one segment.
 
+  Attributes:
+    counts: in words, what its loss counts.
+
   Raises:
     ConfigError: whole_words, and the tokenizer does not tell words apart.
   """
@@ -36,6 +39,9 @@ class Masked:
     self._config = config.objective
     self._vocabulary = vocabulary
     self._count = lengths_lib.of(config).predicted
+    kind = "in whole words, " if self._config.whole_words else ""
+    self.counts = (f"{self._config.mask_rate:.3g} of the tokens, {kind}"
+                   "predicted from the others")
     self._ordinary = np.flatnonzero(~vocabulary.special).astype(np.int32)
     if self._config.whole_words and vocabulary.word_starts is None:
       raise config_lib.ConfigError(

@@ -5,6 +5,7 @@ Shape letters: B batch, T window, S source, R target, N random numbers.
 """
 
 from collections.abc import Sequence
+import dataclasses
 
 from jaxtyping import Float, Int
 import numpy as np
@@ -16,6 +17,16 @@ from tfjax.data import vocabulary as vocabulary_lib
 from tfjax.models import inputs as inputs_lib
 from tfjax.objectives import corruption
 from tfjax.objectives import loss
+
+
+_COUNTS = {
+    "spans": "the tokens of corrupted spans ({noise_density:g} of the text, "
+             "{mean_span:g} long), their sentinels and the end",
+    "infilling": "every token of the text, {noise_density:g} of them masked "
+                 "in the source",
+    "none": "every token of the text",
+    "pairs": "every token of the target and its end",
+}
 
 
 class Seq2Seq:
@@ -32,6 +43,9 @@ class Seq2Seq:
   have the text in its own order as the target. The decoder's inputs are the
   start, then the targets but for the last.
 
+  Attributes:
+    counts: in words, what its loss counts.
+
   Raises:
     ConfigError: permute_sentences, and the tokenizer does not tell sentences.
   """
@@ -40,6 +54,8 @@ class Seq2Seq:
                vocabulary: vocabulary_lib.Vocabulary):
     self._config = config.objective
     self._vocabulary = vocabulary
+    self.counts = _COUNTS[self._config.corruption].format(
+        **dataclasses.asdict(self._config))
     self._length = length = config.model.context_length
     if self._config.corruption == "spans":
       self._noise, self._spans = lengths_lib.noise_spans(self._config, length)

@@ -16,18 +16,17 @@ import pandas as pd
 NUMBERS = (
     "seed", "params_total", "params_embedding", "params_non_embedding",
     "params_head", "params_active", "tokens_seen", "tokens_predicted",
-    "unique_tokens", "epochs",
-    "steps", "batch_tokens", "flops_total", "flops_matmul", "flops_attention",
-    "flops_head", "flops_recompute", "flops_encoder", "flops_decoder", "loss",
-    "loss_stderr", "train_loss",
+    "unique_tokens", "epochs", "steps", "batch_tokens", "flops_total",
+    "flops_matmul", "flops_attention", "flops_head", "flops_recompute",
+    "flops_encoder", "flops_decoder", "loss", "loss_stderr", "train_loss",
     "bits_per_byte", "vocab_size", "bytes_per_token", "entropy_rate",
     "device_count", "device_seconds", "tokens_per_second", "mfu",
     "energy_kwh", "co2e_kg")
 TEXTS = (
     "run_id", "sweep", "status", "status_reason", "family", "objective",
-    "flops_convention", "tokenizer", "corpus", "device_kind", "energy_source",
-    "co2e_source", "config_hash", "code_version", "python_version", "host_cpu",
-    "started_at", "finished_at")
+    "loss_counts", "flops_convention", "tokenizer", "corpus", "device_kind",
+    "energy_source", "co2e_source", "config_hash", "code_version",
+    "python_version", "host_cpu", "started_at", "finished_at")
 REQUIRED = ("run_id", "status")
 STATUSES = ("complete", "diverged", "failed", "interrupted")
 

@@ -140,6 +140,9 @@ def _headline(frame: pd.DataFrame, runs: pd.DataFrame,
   text = (f"{objective[:1].upper()}{objective[1:]} {_values(frame['family'])} "
           f"language models on {_values(frame['corpus'])}: {complete} complete "
           f"run{'s' * (complete != 1)} of {len(frame)} with a result.")
+  counts = frame["loss_counts"].dropna().unique()
+  if len(counts) == 1 and counts[0] != "every token":
+    text += f" The loss counts {counts[0]}."
   if fit is not None:
     exponents = ", ".join(f"{name} is {wording.parameter(fit, name)}"
                           for name in fit.law.exponents)

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 # Losses of runs that differ in one of these are not comparable.
-SHARED = ("objective", "corpus", "tokenizer", "vocab_size", "flops_convention")
+SHARED = ("objective", "loss_counts", "corpus", "tokenizer", "vocab_size",
+          "flops_convention")
 # Below this there is no curve to speak of.
 LEAST_ROWS = 3
 

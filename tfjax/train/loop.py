@@ -128,15 +128,15 @@ class _Run:
     self.steps = step_lib.steps_for(config, self.mesh)
     hosts = dict(host_index=jax.process_index(),
                  num_hosts=jax.process_count())
-    objective = objectives.create(config, self.vocabulary)
+    self.objective = objectives.create(config, self.vocabulary)
     self.batches = objectives.TrainingBatches(
-        objective, batches_lib.training_batches(
+        self.objective, batches_lib.training_batches(
             self.store, config.data, context_length=length,
             batch_size=train.batch_size, num_steps=self.budget.steps,
             source_length=config.objective.source_length, **hosts),
         config.objective.seed)
     self.evaluation_batches = objectives.EvaluationBatches(
-        objective, batches_lib.evaluation_batches(
+        self.objective, batches_lib.evaluation_batches(
             self.store, context_length=length, batch_size=evaluation_size,
             tokens=config.evaluation.tokens,
             source_length=config.objective.source_length, **hosts),
@@ -312,7 +312,8 @@ class _Run:
         loss=evaluated.get("loss"),
         loss_stderr=evaluated.get("loss_stderr"),
         bits_per_byte=evaluated.get("bits_per_byte"),
-        train_loss=trained.get("loss"), corpus=config.data.corpus,
+        train_loss=trained.get("loss"),
+        loss_counts=self.objective.counts, corpus=config.data.corpus,
         tokenizer=config.data.tokenizer.kind,
         vocab_size=config.model.vocab_size,
         bytes_per_token=store.bytes_per_token,

@@ -71,6 +71,7 @@ class RunRecord:
   loss_stderr: float | None = None
   bits_per_byte: float | None = None
   train_loss: float | None = None
+  loss_counts: str | None = None  # which tokens, in words
   corpus: str | None = None
   tokenizer: str | None = None
   vocab_size: int | None = None

