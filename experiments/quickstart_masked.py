@@ -15,7 +15,7 @@ from tfjax import sweep
 from tfjax.models import families
 
 SIZES = ("6k", "14k", "25k", "55k", "98k")
-MOST_TOKENS = 2**21
+MOST_TOKENS = 2**22
 FRACTIONS = (1 / 16, 0.4**2, 0.4, 1)
 
 
@@ -56,4 +56,4 @@ def get_sweep(
 def learning_rate(size: str) -> float:
   """Falls with the width; from short runs at widths 32 and 64."""
   d_model = families.LADDER[size][0]
-  return 0.01 * (16 / d_model) ** 0.75
+  return 0.012 * (16 / d_model) ** 0.5

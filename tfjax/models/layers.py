@@ -12,6 +12,7 @@ from typing import Callable, Sequence
 from flax import linen as nn
 from flax import struct
 import jax
+from jax import ad_checkpoint
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import numpy as np
@@ -135,12 +136,19 @@ def weight_gradient(x_BTD: Array, dy_BTF: Array) -> Array:
 _cpu_matmul.defvjp(_cpu_matmul_forward, _cpu_matmul_backward)
 
 
+# The name of what `project` returns, for remat=dots: the policies that look for
+# products themselves do not see into a custom derivative.
+PRODUCT = "product"
+
+
 def project(x_BTD: Array, kernel_DF: Array, backend: str) -> Array:
   """x @ kernel, differentiated in the form that suits the backend."""
   kernel_DF = kernel_DF.astype(x_BTD.dtype)
   if backend == "cpu":
-    return _cpu_matmul(x_BTD, kernel_DF)
-  return jnp.einsum("btd,df->btf", x_BTD, kernel_DF)
+    y_BTF = _cpu_matmul(x_BTD, kernel_DF)
+  else:
+    y_BTF = jnp.einsum("btd,df->btf", x_BTD, kernel_DF)
+  return ad_checkpoint.checkpoint_name(y_BTF, PRODUCT)
 
 
 # --- Modules -----------------------------------------------------------------
@@ -170,6 +178,14 @@ class Norm(nn.Module):
     return x_BTD.astype(dtype)
 
 
+def gelu(x: Array) -> Array:
+  """GELU as it is defined, x times the normal distribution's integral.
+
+  By erf, which compiles four times faster than the erfc of `jax.nn.gelu`.
+  """
+  return x * (0.5 + 0.5 * jax.lax.erf(x * 2**-0.5))
+
+
 def gelu_tanh(x: Array) -> Array:
   """GELU in its tanh form (Hendrycks & Gimpel 2016), as GPT-2 has it.
 
@@ -180,7 +196,7 @@ def gelu_tanh(x: Array) -> Array:
 
 
 ACTIVATIONS = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu": gelu,
     "gelu_tanh": gelu_tanh,
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,

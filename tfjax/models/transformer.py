@@ -24,7 +24,7 @@ from tfjax.models import layers
 
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names(layers.PRODUCT),
 }
 
 
@@ -110,8 +110,8 @@ class Stack(nn.Module):
   def _make_blocks(self) -> None:
     """`unrolled`: those with parameters of their own; `scanned`: the rest."""
     config, local = self.config, local_layers(self.config)
-    if not self.decoder:
-      local = local[:config.num_encoder_layers]
+    local = local[:config.num_layers if self.decoder
+                  else config.num_encoder_layers]
     remat = functools.partial(
         nn.remat, policy=REMAT_POLICIES.get(config.remat),
         prevent_cse=not config.scan_layers)
@@ -261,7 +261,7 @@ class Transformer(nn.Module):
       hidden_BPD = self.head_norm(layers.ACTIVATIONS[config.activation](
           self.head_dense(hidden_BPD)))
     if config.scale_head:
-      hidden_BPD *= config.d_model ** -0.5
+      hidden_BPD = hidden_BPD * config.d_model ** -0.5
     return hidden_BPD
 
   def head(self) -> tuple[Float[Array, "V D"], Float[Array, "V"] | None]:
