@@ -14,8 +14,8 @@ from tfjax import config as config_lib
 from tfjax import sweep
 from tfjax.models import families
 
-SIZES = ("6k", "14k", "25k", "55k", "98k")
-MOST_TOKENS = 2**21
+SIZES = ("6k", "14k", "25k", "55k")
+MOST_TOKENS = 2**22
 FRACTIONS = (1 / 16, 0.4**2, 0.4, 1)
 
 

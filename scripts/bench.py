@@ -2,6 +2,7 @@
 """How fast this machine trains: tfjax beside transformers' GPT-2 in torch.
 
     scripts/bench.py [--shapes=i,ii,iii] [--rounds=3] [--cores=1] [--json=FILE]
+    scripts/bench.py --generate
 
 Every contender is a process of its own, pinned to the same cores, with the
 same GPT-2 shape, batch and float32; short bursts of steps are taken in turn,
@@ -9,7 +10,9 @@ so that a machine whose speed drifts is the same machine for all of them. Rates
 are tokens a second of CPU time on one core, of wall time on several. The
 `bench` extra brings torch and transformers; without them tfjax is measured
 alone. Shape `loss` is the head and its cross-entropy by themselves, in tfjax's
-chunked form and as written, values and gradients.
+chunked form and as written, values and gradients. Shapes `generate-...` are
+greedy generation with a key-value cache (scripts/bench_generation.py): rates
+are of new tokens, in the time of prompts and new tokens together.
 """
 
 import dataclasses
@@ -40,8 +43,10 @@ from tfjax.cost import flops as flops_lib
 from tfjax.cost import lengths as lengths_lib
 from tfjax.train import tuning
 
-_SHAPES = flags.DEFINE_list("shapes", ["i", "ii", "iii", "loss"],
-                            "which to measure")
+_SHAPES = flags.DEFINE_list(
+    "shapes", None, "which to measure; unset: all of training, or all of "
+    "generation")
+_GENERATE = flags.DEFINE_bool("generate", False, "measure generation")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "bursts of each contender")
 _CORES = flags.DEFINE_integer("cores", 1, "cores that a contender may use")
 _STEPS = flags.DEFINE_integer("steps", 0, "steps a burst; 0: by the shape")
@@ -55,7 +60,8 @@ _SERVE = flags.DEFINE_string("serve", "", "internal: CONTENDER:SHAPE")
 class Shape:
   """A GPT-2: width, layers, heads, length, batch, vocabulary; steps a burst.
 
-  Without layers it is the head and the loss alone.
+  Without layers it is the head and the loss alone. With new tokens a step
+  generates so many after a prompt of the length.
   """
 
   d_model: int
@@ -65,10 +71,11 @@ class Shape:
   batch_size: int
   vocab_size: int
   burst_steps: int
+  new_tokens: int = 0
 
   @property
   def batch_tokens(self) -> int:
-    return self.batch_size * self.context_length
+    return self.batch_size * (self.new_tokens or self.context_length)
 
 
 SHAPES = {
@@ -76,6 +83,10 @@ SHAPES = {
     "ii": Shape(256, 6, 8, 256, 16, 8192, 2),
     "iii": Shape(384, 8, 6, 512, 8, 50257, 1),
     "loss": Shape(256, 0, 1, 512, 8, 50257, 1),
+    "generate-small-1": Shape(256, 6, 8, 32, 1, 8192, 4, new_tokens=128),
+    "generate-small-8": Shape(256, 6, 8, 32, 8, 8192, 2, new_tokens=128),
+    "generate-gpt2-1": Shape(768, 12, 12, 32, 1, 50257, 1, new_tokens=64),
+    "generate-gpt2-8": Shape(768, 12, 12, 32, 8, 50257, 1, new_tokens=64),
 }
 LOSSES = ("chunked", "plain")  # contenders at shape "loss"
 
@@ -83,9 +94,9 @@ LOSSES = ("chunked", "plain")  # contenders at shape "loss"
 def experiment(shape: Shape) -> config_lib.ExperimentConfig:
   """The shape as a tfjax experiment: GPT-2 blocks, AdamW, no clipping."""
   config = config_lib.default()
-  for name in ("d_model", "num_layers", "num_heads", "context_length",
-               "vocab_size"):
+  for name in ("d_model", "num_layers", "num_heads", "vocab_size"):
     config.model[name] = getattr(shape, name)
+  config.model.context_length = shape.context_length + shape.new_tokens
   config.train.batch_size = shape.batch_size
   config.optimizer.schedule = "constant"
   config.optimizer.clip_norm = None
@@ -210,6 +221,15 @@ MAKERS = {"tfjax": tfjax_step, "transformers": transformers_step,
           **{form: functools.partial(loss_step, form) for form in LOSSES}}
 
 
+def make_step(contender: str, shape: Shape) -> Callable[
+    [Any], Callable[[], float]]:
+  if shape.new_tokens and contender != "gemm":
+    import bench_generation
+    return getattr(bench_generation, f"{contender}_step")(
+        experiment(shape).model, shape.new_tokens)
+  return MAKERS[contender](shape)
+
+
 # --- A contender's process ---------------------------------------------------
 
 
@@ -218,7 +238,7 @@ def serve(contender: str, shape: Shape) -> None:
   protocol = os.fdopen(os.dup(1), "w")
   os.dup2(2, 1)
   begin = time.perf_counter()
-  step = MAKERS[contender](shape)
+  step = make_step(contender, shape)
   source = batches(shape)
   step(next(source))()
   say(protocol, first_step_seconds=time.perf_counter() - begin)
@@ -291,8 +311,9 @@ def flops_per_token(shape: Shape) -> float:
   if not shape.num_layers:
     return 6.0 * shape.d_model * shape.vocab_size
   config = experiment(shape)
-  return flops_lib.training_flops_per_token(
+  training = flops_lib.training_flops_per_token(
       config.model, lengths_lib.of(config)).total
+  return training / 3 if shape.new_tokens else training  # forward only
 
 
 def measure(name: str, contenders: list[str], cores: int) -> dict[str, Any]:
@@ -334,8 +355,13 @@ def measure(name: str, contenders: list[str], cores: int) -> dict[str, Any]:
         page_faults_per_step=statistics.median(
             b["faults"] / b["steps"] for b in bursts[who][1:]),
         peak_bytes=max(b["peak_bytes"] for b in bursts[who]))
-  return dict(shape=dataclasses.asdict(shape), cores=cores, time=kind,
-              gemm_flops=gemm, contenders=table)
+  figures = dict(shape=dataclasses.asdict(shape), cores=cores, time=kind,
+                 gemm_flops=gemm, contenders=table)
+  if shape.new_tokens:
+    # A burst's result is the last step's checksum of its tokens.
+    figures["same_tokens"] = 1 == len(
+        {tuple(b["loss"] for b in bursts[who]) for who in contenders})
+  return figures
 
 
 def print_table(name: str, figures: dict[str, Any]) -> None:
@@ -369,7 +395,9 @@ def print_table(name: str, figures: dict[str, Any]) -> None:
   ours = next(iter(rates))
   for who, rate in rates.items():
     if who != ours:
-      console.print(f"{ours} / {who}: {rates[ours] / rate:.2f}")
+      console.print(f"{ours} / {who}: {rates[ours] / rate:.2f}" + (
+          "" if figures.get("same_tokens", True) else
+          " (their tokens differ)"))
 
 
 def main(argv: list[str]) -> None:
@@ -389,7 +417,9 @@ def main(argv: list[str]) -> None:
   print(f"{platform.processor() or platform.machine()}, "
         f"{tuning.available_cores()} cores, load {load:.2f} at the start")
   results = {}
-  for name in _SHAPES.value:
+  for name in _SHAPES.value or [
+      name for name in SHAPES if bool(SHAPES[name].new_tokens) ==
+      _GENERATE.value]:
     who = contenders if SHAPES[name].num_layers else list(LOSSES)
     results[name] = measure(name, who, _CORES.value)
     print_table(name, results[name])
