@@ -27,9 +27,7 @@ CORE = (
     "tokenizers>=0.21",
     "wandb>=0.22",
 )
-# What weights and speed are compared to. Only its CPU part is used: pip's
-# --extra-index-url https://download.pytorch.org/whl/cpu saves gigabytes of
-# CUDA where the default index has only that.
+# What weights and speed are compared to; torch's wheels for CPUs do.
 TORCH = ("torch==2.13.0", "transformers>=5.23,<6")
 EXTRAS = {
     "cuda": ("jax[cuda12]>=0.10,<0.13",),

@@ -5,9 +5,9 @@
     scripts/convert.py --source=DIR --info
 
 The source is a Hugging Face directory (a pickle becomes safetensors, shards
-change size), or a run directory of scripts/train.py, whose newest checkpoint
-is taken with its tokenizer. --info tells what the source is and writes
-nothing. Exits 2 where something cannot be converted.
+change size), or a run directory of scripts/train.py (or what holds one), whose
+newest checkpoint is taken with its tokenizer. --info tells what the source is
+and writes nothing. Exits 2 where something cannot be converted.
 """
 
 import json
@@ -64,8 +64,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _convert(source: pathlib.Path, target: pathlib.Path) -> None:
-  if runs.is_run(source):
-    run = runs.load(source)
+  if run_dir := runs.find(source):
+    run = runs.load(run_dir)
     config, params = run.config.model, run.params
     tokenizer, token_ids = run.tokenizer, run.token_ids()
   else:
@@ -81,8 +81,8 @@ def _convert(source: pathlib.Path, target: pathlib.Path) -> None:
 
 def _description(source: pathlib.Path) -> list[str]:
   """A line a fact."""
-  if runs.is_run(source):
-    run = runs.load(source)
+  if run_dir := runs.find(source):
+    run = runs.load(run_dir)
     model, kind = run.config.model, f"run, checkpoint of step {run.step}"
   else:
     model = hub.read_config(source, allow_pickle=_ALLOW_PICKLE.value)

@@ -4,8 +4,8 @@
     scripts/generate.py --model=DIR --prompt="Once upon a time" \
         [--prompt=... ] [--temperature=0.8] [--top_p=0.95] [--num_beams=4]
 
-DIR is a run directory of scripts/train.py, whose newest checkpoint is taken, or
-a Hugging Face directory with tokenizer.json. Without --prompt every line of
+DIR is a run directory of scripts/train.py (or what holds one), whose newest
+checkpoint is taken, or a Hugging Face directory with tokenizer.json. Without --prompt every line of
 standard input is one. A masked model fills what the prompt has [MASK] for (a
 Hugging Face directory's own mask token); a run's sentinels are written
 <extra_id_0>, <extra_id_1>, ... What a directory's generation_config.json asks
@@ -84,8 +84,8 @@ def main(arguments: list[str]) -> int:
   _keep_compiled()
   try:
     directory = pathlib.Path(_MODEL.value)
-    model = (_from_run(directory) if runs.is_run(directory)
-             else _from_hub(directory))
+    run_dir = runs.find(directory)
+    model = _from_run(run_dir) if run_dir else _from_hub(directory)
     prompts = _PROMPT.value or [line.rstrip("\n") for line in sys.stdin]
     tokens = [model.encode(prompt) for prompt in prompts]
     module = transformer.create(model.config, jax.default_backend())

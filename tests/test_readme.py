@@ -29,6 +29,9 @@ SHRINK = {
         "--config.duration.tokens=8192", "--config.evaluation.tokens=4096"],
     "scripts/fit.py": ["--bootstrap=100"],
     "scripts/report.py": [],
+    "scripts/convert.py": [],
+    "scripts/generate.py": ["--max_new_tokens=4"],
+    "scripts/parity.py": ["--families=gpt2"],
     "scripts/bench.py": [
         "--shapes=i", "--contenders=tfjax", "--rounds=1", "--steps=1"],
 }

@@ -45,8 +45,21 @@ class Run:
                 decoder_start_token_id=self.vocabulary.start)
 
 
-def is_run(directory: str | os.PathLike[str]) -> bool:
-  return (pathlib.Path(directory) / "checkpoints").is_dir()
+def find(directory: str | os.PathLike[str]) -> pathlib.Path | None:
+  """The run directory that this is, or the only one in it; None: it is none.
+
+  Raises:
+    HubError: there are several.
+  """
+  directory = pathlib.Path(directory)
+  if (directory / "checkpoints").is_dir():
+    return directory
+  found = sorted(path.parent for path in directory.glob("*/checkpoints"))
+  if len(found) > 1:
+    raise errors.HubError(
+        f"{directory} holds {len(found)} runs; name one of them, such as "
+        f"{found[0]}")
+  return found[0] if found else None
 
 
 def load(directory: str | os.PathLike[str]) -> Run:
