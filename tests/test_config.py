@@ -12,6 +12,7 @@ from ml_collections import config_flags
 import pytest
 
 from tfjax import config as config_lib
+from tfjax.models import families
 
 SMALL = {"model.size": "3k", "duration.steps": 10}
 
@@ -40,23 +41,25 @@ def leaves(cls: type = config_lib.ExperimentConfig, prefix: str = ""
 LEAVES = leaves()
 
 
-def another(key: str, entry: dataclasses.Field, hint: Any) -> Any:
-  """A value that the field may have and that is not its default."""
+def another(key: str, entry: dataclasses.Field, hint: Any,
+            than: Any = None) -> Any:
+  """A value that the field may have, not its default, and not `than`."""
   if hint == tuple[str, ...]:
     return ("a.txt", "b.txt")
-  if hint is bool:
-    return not entry.default
   hint = typing.get_args(hint)[0] if typing.get_args(hint) else hint
   candidates = {
+      bool: [True, False],
       int: [1, 2, 7, 300, 30_000],
       float: [0.25, 0.125, 1.5, 3.5],
-      str: ["elsewhere", "3k", "rotary", "swiglu", "rms_norm", "dots",
-            "reference", "byte", "stdlib", "line", "wsd", "bfloat16",
-            "offline", "on"],
+      str: ["elsewhere", "3k", "6k", "llama", "decoder", "encoder", "rotary",
+            "sinusoidal", "relu", "rms_norm", "post", "fan_in", "dots",
+            "reference", "causal", "masked", "infilling", "byte", "stdlib",
+            "line", "wsd", "bfloat16", "offline", "on"],
   }[hint]
   check = entry.metadata["check"]
   for value in candidates:
-    if value != entry.default and (check is None or check(value) is None):
+    if value not in (entry.default, than) and (
+        check is None or check(value) is None):
       return value
   pytest.skip(f"{key} has one valid value only")
 
@@ -71,6 +74,8 @@ def another(key: str, entry: dataclasses.Field, hint: Any) -> Any:
     ("data.tokenizer.knid", "config.data.tokenizer.knid", "'kind'"),
     ("model.size.big", "config.model.size", "no keys below"),
     ("qqq", "config.qqq", "valid here: checkpoint, data, duration"),
+    ("objective", "config.objective", "set a key below it: name, separate_"),
+    ("model.mask_rate", "config.model.mask_rate", "no such key"),
 ])
 def test_an_unknown_key_is_named_with_what_is_valid(
     key: str, named: str, valid: str) -> None:
@@ -93,6 +98,12 @@ def test_the_config_dict_is_locked() -> None:
     ("model.d_model", 16.0, "int"),
     ("model.d_model", True, "int"),
     ("model.use_bias", 1, "bool"),
+    ("model.window", 2.5, "int or None"),
+    ("model.pooler", "yes", "bool or None"),
+    ("model.norm_epsilon", "small", "float or None"),
+    ("objective.name", 1, "str or None"),
+    ("objective.prefix_lm", 1, "bool"),
+    ("objective.mask_rate", None, "float"),
     ("optimizer.learning_rate", "fast", "float"),
     ("optimizer.learning_rate", None, "float"),
     ("optimizer.learning_rate", True, "float"),
@@ -112,7 +123,38 @@ def test_a_wrong_type_is_named_with_the_right_one(
 
 
 @pytest.mark.parametrize("key, value, valid", [
-    ("model.family", "decodr", "did you mean 'decoder'"),
+    ("model.family", "gpt4", "did you mean 'gpt'"),
+    ("model.architecture", "decodr", "did you mean 'decoder'"),
+    ("model.num_encoder_layers", 0, "at least 1"),
+    ("model.num_kv_heads", 0, "at least 1"),
+    ("model.query_groups", 0, "at least 1"),
+    ("model.head_dim", 0, "at least 1"),
+    ("model.vocab_size", 1, "at least 2"),
+    ("model.position_offset", -1, "at least 0"),
+    ("model.rotary_base", 1.0, "more than 1"),
+    ("model.rotary_base_local", 0.5, "more than 1"),
+    ("model.relative_buckets", 3, "at least 4"),
+    ("model.relative_distance", 1, "at least 2"),
+    ("model.num_token_types", -1, "at least 0"),
+    ("model.norm", "rmsnorm", "did you mean 'rms_norm'"),
+    ("model.norm_position", "after", "'pre', 'post'"),
+    ("model.norm_epsilon", 0.0, "more than 0"),
+    ("model.window", -1, "at least 0"),
+    ("model.global_every", -1, "at least 0"),
+    ("model.activation", "swiglu", "'gelu', 'gelu_tanh', 'relu', 'silu'"),
+    ("model.initializer", "fanin", "did you mean 'fan_in'"),
+    ("model.init_std", 0.0, "more than 0"),
+    ("model.attention", "block", "did you mean 'blocks'"),
+    ("objective.name", "mlm", "'causal', 'masked', 'seq2seq'"),
+    ("objective.mask_rate", 0.0, "between 1e-06 and 1"),
+    ("objective.mask_share", 1.1, "between 0 and 1"),
+    ("objective.random_share", -0.1, "between 0 and 1"),
+    ("objective.corruption", "span", "did you mean 'spans'"),
+    ("objective.noise_density", 1.0, "between 1e-06 and 0.99"),
+    ("objective.mean_span", 0.5, "at least 1"),
+    ("objective.source_length", 1, "at least 2"),
+    ("objective.seed", -1, "at least 0"),
+    ("data.tokenizer.kind", "unigrm", "did you mean 'unigram'"),
     ("model.size", "4k", "'3k'"),
     ("model.positions", "rotery", "did you mean 'rotary'"),
     ("model.remat", "all", "'full'"),
@@ -156,16 +198,70 @@ def test_describe_has_a_line_for_every_field() -> None:
 # --- The fields against each other -------------------------------------------
 
 
+def shape(d_model: int, num_layers: int, num_heads: int) -> dict[str, Any]:
+  return {"model.size": None, "model.d_model": d_model,
+          "model.num_layers": num_layers, "model.num_heads": num_heads}
+
+
 @pytest.mark.parametrize("changes, key, valid", [
-    ({"model.size": None, "model.d_model": 20, "model.num_layers": 1,
-      "model.num_heads": 3}, "model.num_heads",
-     "3 does not divide model.d_model 20; valid: 1, 2, 4, 5, 10, 20"),
-    ({"model.d_model": 32}, "model.d_model", "set model.size to None"),
+    (shape(20, 1, 3), "model.num_heads",
+     "3 does not divide model.d_model 20; valid: 1, 2, 4, 5, 10, 20, or set "
+     "model.head_dim"),
+    ({"model.d_model": 32}, "model.d_model",
+     "model.size='3k' already sets it to 16; set model.size to None"),
     ({"model.size": None, "model.d_model": 32}, "model.num_layers",
      "set model.size (one of 3k, 6k"),
-    ({"model.size": None, "model.d_model": 6, "model.num_layers": 1,
-      "model.num_heads": 2, "model.positions": "rotary"}, "model.num_heads",
-     "even head width"),
+    ({"model.size": "base"}, "model.size", "gpt2 has no size 'base'; it has "
+     "small, medium, large, xl and the ladder's 3k, 6k"),
+    ({"model.family": "t5", "model.size": "11b", "model.d_ff": 100},
+     "model.d_ff", "model.size='11b' already sets it to 65536"),
+    (shape(16, 1, 4) | {"model.num_kv_heads": 3}, "model.num_kv_heads",
+     "3 does not divide model.num_heads 4; valid: 1, 2, 4"),
+    (shape(6, 1, 2) | {"model.positions": "rotary"}, "model.num_heads",
+     "even head width; it is 3"),
+    (shape(5, 1, 1) | {"model.positions": "sinusoidal"}, "model.d_model",
+     "even width, not 5"),
+    ({"model.family": "t5", "model.window": 8}, "model.window",
+     "is not for relative positions; set it to 0"),
+    ({"model.family": "t5", "model.relative_distance": 16},
+     "model.relative_distance", "16 leaves no distance to share a bucket, as "
+     "16 have their own; set it higher, or model.relative_buckets lower"),
+    ({"model.family": "bert", "model.positions": "relative",
+      "model.relative_distance": 8}, "model.relative_distance", "as 8 have"),
+    ({"model.num_encoder_layers": 2}, "model.num_encoder_layers",
+     "is for encoder-decoders; the architecture is 'decoder'"),
+    ({"model.first_norm": False}, "model.first_norm", "pre-norm encoders"),
+    ({"model.family": "bert", "model.first_norm": False}, "model.first_norm",
+     "pre-norm encoders"),
+    ({"model.pooler": True}, "model.pooler",
+     "is for encoders; the architecture is 'decoder'"),
+    ({"objective.name": "masked"}, "objective.name",
+     "'masked' is not what the 'decoder' architecture of model.family='gpt2' "
+     "is trained on; valid: 'causal', or another family"),
+    ({"model.family": "bert", "objective.name": "seq2seq"}, "objective.name",
+     "valid: 'masked'"),
+    ({"model.architecture": "encoder", "objective.name": "causal"},
+     "objective.name", "valid: 'masked'"),
+    ({"model.family": "t5", "objective.name": "masked"}, "objective.name",
+     "valid: 'seq2seq'"),
+    ({"objective.mask_share": 0.95}, "objective.random_share",
+     "must not exceed 1 together"),
+    ({"model.family": "bert", "objective.prefix_lm": True},
+     "objective.prefix_lm", "is for the causal objective, not masked"),
+    ({"objective.whole_words": True}, "objective.whole_words",
+     "is for the masked objective, not causal"),
+    ({"model.family": "bert", "objective.permute_sentences": True},
+     "objective.permute_sentences", "is for the seq2seq objective"),
+    ({"model.family": "bart", "objective.separate_documents": True},
+     "objective.separate_documents", "not seq2seq"),
+    ({"model.family": "t5", "objective.corruption": "pairs"},
+     "data.target_field", "where it must be set"),
+    ({"data.target_field": "summary"}, "data.target_field",
+     "is for objective.corruption='pairs' of an encoder-decoder"),
+    ({"objective.corruption": "pairs", "data.target_field": "summary"},
+     "data.target_field", "of an encoder-decoder"),
+    ({"model.family": "t5", "objective.source_length": 64},
+     "objective.source_length", "is for objective.corruption='pairs'"),
     ({"train.batch_size": 6, "train.accumulation_steps": 4},
      "train.accumulation_steps", "4 does not divide train.batch_size 6"),
     ({"data.tokenizer.kind": "directory"}, "data.tokenizer.path", "directory"),
@@ -192,14 +288,71 @@ def test_a_contradiction_is_named_with_the_remedy(
 def test_what_follows_is_filled_in() -> None:
   model = resolve({"model.size": "98k"}).model
   assert (model.d_model, model.num_layers, model.num_heads) == (64, 2, 4)
-  assert model.d_ff == 256 and model.head_dim == 16
+  assert (model.d_ff, model.head_dim, model.num_kv_heads) == (256, 16, 4)
+  assert model.num_encoder_layers == 2
   # 8/3 of 64 is 170.67, and the next multiple of 8 is 176.
-  assert resolve({"model.size": "98k", "model.activation": "swiglu"}
-                 ).model.d_ff == 176
+  assert resolve({"model.size": "98k", "model.gated": True}).model.d_ff == 176
   assert resolve({"model.d_ff": 40}).model.d_ff == 40
+  assert resolve(shape(20, 1, 3) | {"model.head_dim": 7}).model.head_dim == 7
+
+
+@pytest.mark.parametrize("heads, groups, expected", [
+    (8, 4, 2), (6, 4, 1), (12, 4, 3), (12, 5, 2), (1, 4, 1), (8, 1, 8)])
+def test_heads_of_keys_divide_the_heads(
+    heads: int, groups: int, expected: int) -> None:
+  model = resolve(shape(48, 1, heads) | {
+      "model.head_dim": 4, "model.query_groups": groups}).model
+  assert model.num_kv_heads == expected
+
+
+def test_a_family_fills_what_is_unset_and_nothing_else() -> None:
+  gpt2, llama = resolve().model, resolve({"model.family": "llama"}).model
+  assert (gpt2.positions, llama.positions) == ("learned", "rotary")
+  kept = resolve({"model.family": "llama", "model.positions": "learned",
+                  "model.use_bias": True, "model.gated": False,
+                  "model.norm_epsilon": 0.5, "model.tie_embedding": True}).model
+  assert (kept.positions, kept.use_bias, kept.gated, kept.norm_epsilon,
+          kept.tie_embedding) == ("learned", True, False, 0.5, True)
+  assert (kept.norm, kept.activation) == (llama.norm, llama.activation)
+
+
+@pytest.mark.parametrize("family, name", [
+    ("gpt2", "causal"), ("bert", "masked"), ("modernbert", "masked"),
+    ("t5", "seq2seq"), ("bart", "seq2seq")])
+def test_the_architecture_says_what_the_objective_is(
+    family: str, name: str) -> None:
+  config = resolve({"model.family": family})
+  assert config.objective.name == name
+  assert config == resolve({"model.family": family, "objective.name": name})
+
+
+def test_a_completed_model_stays_as_it_is() -> None:
+  for family in families.FAMILIES:
+    model = resolve({"model.family": family}).model
+    assert config_lib.complete_model(model) == model
+    unset = {entry.name for entry in dataclasses.fields(model)
+             if getattr(model, entry.name) is None}
+    assert unset - {"rotary_base_local"} == {"vocab_size"}
 
 
 # --- Ways in and out ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", [
+    *({"model.family": family} for family in families.FAMILIES),
+    {"model.family": "t5", "model.size": "11b"},
+    {"model.family": "llama", "model.size": "8b"},
+    {"model.family": "bart", "objective.corruption": "infilling",
+     "objective.permute_sentences": True},
+    {"model.family": "t5", "objective.corruption": "pairs",
+     "data.target_field": "summary", "objective.source_length": 99},
+], ids=lambda changes: "-".join(map(str, changes.values())))
+def test_round_trip_of_every_family(changes: dict[str, Any]) -> None:
+  config = resolve(changes)
+  again = config_lib.from_dict(json.loads(json.dumps(
+      config_lib.to_dict(config), allow_nan=False)))
+  assert again == config
+  assert config_lib.config_hash(again) == config_lib.config_hash(config)
 
 
 def test_round_trip_through_json() -> None:
@@ -267,6 +420,17 @@ def from_command_line(*arguments: str) -> config_lib.ExperimentConfig:
 # What must be set beside a key for the whole to be valid.
 SHAPE = {"model.d_model", "model.num_layers", "model.num_heads"}
 BESIDE = {
+    "model.num_encoder_layers": {"model.family": "t5"},
+    "model.pooler": {"model.family": "bert"},
+    "objective.name": {"model.family": "gpt2"},
+    "objective.random_share": {"objective.mask_share": 0.5},
+    "objective.whole_words": {"model.family": "bert"},
+    "objective.permute_sentences": {"model.family": "bart"},
+    "objective.source_length": {
+        "model.family": "t5", "objective.corruption": "pairs",
+        "data.target_field": "summary"},
+    "data.target_field": {
+        "model.family": "t5", "objective.corruption": "pairs"},
     "data.files": {"data.corpus": "files"},
     "data.hub_name": {"data.corpus": "hub"},
     "data.tokenizer.path": {"data.tokenizer.kind": "directory"},
@@ -316,18 +480,18 @@ def test_the_hash_changes_with_what_shapes_the_result(
       "name", "model.attention", "data.cache_dir", "train.log_every_steps",
       "evaluation.every_steps", "evaluation.batch_size"}
   if key == "model.size":
-    pytest.skip("stands for the three numbers that it sets")
+    pytest.skip("stands for the numbers that it sets")
   base = resolve()
   # Replaced without checks: what is valid together is another test's matter.
   *parents, leaf = key.split(".")
   def put(node: Any, names: list[str]) -> Any:
     if not names:
-      return dataclasses.replace(node, **{leaf: another(key, entry, hint)})
+      return dataclasses.replace(node, **{
+          leaf: another(key, entry, hint, than=getattr(node, leaf))})
     return dataclasses.replace(
         node, **{names[0]: put(getattr(node, names[0]), names[1:])})
   changed = put(base, parents)
-  if changed == base:
-    pytest.skip("the base has this value already")
+  assert changed != base
   equal = config_lib.config_hash(changed) == config_lib.config_hash(base)
   assert equal == same
 
@@ -337,3 +501,17 @@ def test_the_hash_does_not_tell_a_size_from_its_numbers() -> None:
                    "model.num_layers": 1, "model.num_heads": 1})
   assert config_lib.config_hash(spelt) == config_lib.config_hash(resolve())
   assert len(config_lib.config_hash(spelt)) == 12
+
+
+@pytest.mark.parametrize("family, size, spelt", [
+    ("t5", "3b", dict(d_model=1024, num_layers=24, num_heads=32, head_dim=128,
+                      d_ff=16384)),
+    ("llama", "8b", dict(d_model=4096, num_layers=32, num_heads=32,
+                         num_kv_heads=8, d_ff=14336, rotary_base=500000.0))])
+def test_nor_a_published_size_from_its_numbers(
+    family: str, size: str, spelt: dict[str, Any]) -> None:
+  named = resolve({"model.family": family, "model.size": size})
+  by_numbers = resolve({"model.family": family, "model.size": None} | {
+      f"model.{name}": value for name, value in spelt.items()})
+  assert config_lib.config_hash(named) == config_lib.config_hash(by_numbers)
+  assert named != by_numbers

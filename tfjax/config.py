@@ -99,7 +99,11 @@ def override(config: ml_collections.ConfigDict,
       cls = _subconfig(cls, name, ".".join(parents[:depth]))
       node = node[name]
     _known_field(cls, leaf, ".".join(parents))
-    value = _checked_type(_hints(cls)[leaf], value, key)
+    hint = _hints(cls)[leaf]
+    if dataclasses.is_dataclass(hint):
+      names = ", ".join(entry.name for entry in dataclasses.fields(hint))
+      raise ConfigError(key, f"is a group; set a key below it: {names}")
+    value = _checked_type(hint, value, key)
     # Assigned without ConfigDict's own type check, which would refuse a None.
     with node.ignore_type():
       node[leaf] = value
@@ -364,6 +368,14 @@ def _checked_model(model: ModelConfig) -> ModelConfig:
   if model.window and model.positions == "relative":
     raise ConfigError("model.window", "is not for relative positions; set it "
                       "to 0 or choose other positions")
+  # In an encoder half of the buckets are for keys behind.
+  buckets = model.relative_buckets // (
+      2 if model.architecture == "encoder" else 1)
+  if model.positions == "relative" and model.relative_distance <= buckets // 2:
+    raise ConfigError(
+        "model.relative_distance", f"{model.relative_distance} leaves no "
+        f"distance to share a bucket, as {buckets // 2} have their own; set it "
+        "higher, or model.relative_buckets lower")
   if (model.num_encoder_layers != model.num_layers and
       model.architecture != "encoder_decoder"):
     raise ConfigError("model.num_encoder_layers", "is for encoder-decoders; "

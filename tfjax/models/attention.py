@@ -117,7 +117,7 @@ def dot_product(
   seen_BTS = None if bare and not mask.window else mask.allowed(
       *mask.places(q.shape[1], k.shape[1]))
   return jax.nn.dot_product_attention(
-      q, k, v, bias=None if bias_NTS is None else bias_NTS[None].astype(q.dtype),
+      q, k, v, bias=None if bias_NTS is None else bias_NTS[None],
       mask=None if seen_BTS is None else seen_BTS[:, None], scale=scale,
       is_causal=seen_BTS is None and mask.causal).swapaxes(1, 2)
 
