@@ -394,6 +394,18 @@ _OBJECTIVES = {"decoder": "causal", "encoder": "masked",
                "encoder_decoder": "seq2seq"}
 
 
+# Whose an option is; those that are not here are everybody's.
+_OBJECTIVES_OF = {
+    "separate_documents": ("causal", "masked"),
+    "prefix_lm": ("causal",),
+    "mask_rate": ("masked",), "mask_share": ("masked",),
+    "random_share": ("masked",), "whole_words": ("masked",),
+    "corruption": ("seq2seq",), "noise_density": ("seq2seq",),
+    "mean_span": ("seq2seq",), "permute_sentences": ("seq2seq",),
+    "source_length": ("seq2seq",),
+}
+
+
 def _complete_objective(config: ExperimentConfig) -> ObjectiveConfig:
   """The objective with its name, checked against model and data."""
   objective, model = config.objective, config.model
@@ -406,14 +418,17 @@ def _complete_objective(config: ExperimentConfig) -> ObjectiveConfig:
   if objective.mask_share + objective.random_share > 1:
     raise ConfigError("objective.random_share", "mask_share and random_share "
                       "must not exceed 1 together")
-  for key, owner in (("prefix_lm", "causal"), ("whole_words", "masked"),
-                     ("permute_sentences", "seq2seq")):
-    if getattr(objective, key) and name != owner:
-      raise ConfigError(f"objective.{key}", f"is for the {owner} objective, "
-                        f"not {name}")
-  if objective.separate_documents and name == "seq2seq":
-    raise ConfigError("objective.separate_documents", "is for the causal and "
-                      "masked objectives, not seq2seq")
+  for entry in dataclasses.fields(objective):
+    owners = _OBJECTIVES_OF.get(entry.name, (name,))
+    if getattr(objective, entry.name) != entry.default and name not in owners:
+      raise ConfigError(
+          f"objective.{entry.name}", f"is for the {' and '.join(owners)} "
+          f"objective{'s' * (len(owners) > 1)}, not {name}, and would change "
+          f"nothing; leave it at {entry.default!r}")
+  if (name == "seq2seq" and objective.corruption == "none" and
+      not objective.permute_sentences):
+    raise ConfigError("objective.corruption", "'none' makes the target the "
+                      "source, unless objective.permute_sentences is set")
   pairs = name == "seq2seq" and objective.corruption == "pairs"
   if pairs != bool(config.data.target_field):
     raise ConfigError("data.target_field", "is for objective.corruption="

@@ -109,7 +109,7 @@ def dot_product(
     q_BNTH: Heads, k_BKSH: KeyHeads, v_BKSH: KeyHeads, mask: Mask,
     bias_NTS: Float[Array, "N T S"] | None = None, scale: float = 1.0,
 ) -> Heads:
-  """The library's form, which picks a fused kernel where there is one."""
+  """The library's form, in XLA: cuDNN's kernels are chosen by name only."""
   if mask.window and bias_NTS is None and mask.start is None:
     return banded(q_BNTH, k_BKSH, v_BKSH, mask, scale)
   q, k, v = (x.swapaxes(1, 2) for x in (q_BNTH, k_BKSH, v_BKSH))
