@@ -22,7 +22,8 @@ from tfjax.data import vocabulary as vocabulary_lib
 MASKED = {"model.family": "bert"}
 SPANS = {"model.family": "t5", "model.context_length": 128}  # 6 spans
 INFILLING = {"model.family": "bart", "objective.corruption": "infilling"}
-NONE = {"model.family": "bart", "objective.corruption": "none"}
+NONE = {"model.family": "bart", "objective.corruption": "none",
+        "objective.permute_sentences": True}
 BYTES = tokenizers.byte_level()
 
 
