@@ -266,6 +266,17 @@ def shape(d_model: int, num_layers: int, num_heads: int) -> dict[str, Any]:
      "objective.mask_rate", "leave it at 0.15"),
     ({"model.family": "t5", "objective.source_length": 64},
      "objective.source_length", "is for objective.corruption='pairs'"),
+    ({"model.family": "t5", "objective.corruption": "pairs",
+      "data.target_field": "summary"}, "data.corpus", "'sotu' has no columns"),
+    ({"model.positions": "relative", "objective.prefix_lm": True},
+     "objective.prefix_lm", "choose other model.positions"),
+    ({"model.global_every": 3}, "model.global_every",
+     "changes nothing unless model.window is set; leave it at 0"),
+    ({"model.rotary_base": 5.0}, "model.rotary_base", "positions is 'rotary'"),
+    ({"model.family": "llama", "model.relative_buckets": 8},
+     "model.relative_buckets", "leave it at 32"),
+    ({"model.family": "t5", "model.init_std": 0.1}, "model.init_std",
+     "initializer is 'normal'; leave it at 0.02"),
     ({"train.batch_size": 6, "train.accumulation_steps": 4},
      "train.accumulation_steps", "4 does not divide train.batch_size 6"),
     ({"data.tokenizer.kind": "directory"}, "data.tokenizer.path", "directory"),
@@ -349,7 +360,8 @@ def test_a_completed_model_stays_as_it_is() -> None:
     {"model.family": "bart", "objective.corruption": "infilling",
      "objective.permute_sentences": True},
     {"model.family": "t5", "objective.corruption": "pairs",
-     "data.target_field": "summary", "objective.source_length": 99},
+     "data.target_field": "summary", "objective.source_length": 99,
+     "data.corpus": "files", "data.files": ("a.jsonl",)},
 ], ids=lambda changes: "-".join(map(str, changes.values())))
 def test_round_trip_of_every_family(changes: dict[str, Any]) -> None:
   config = resolve(changes)
@@ -423,6 +435,8 @@ def from_command_line(*arguments: str) -> config_lib.ExperimentConfig:
 
 # What must be set beside a key for the whole to be valid.
 SHAPE = {"model.d_model", "model.num_layers", "model.num_heads"}
+PAIRS = {"model.family": "t5", "objective.corruption": "pairs",
+         "data.corpus": "files", "data.files": "('a.jsonl',)"}
 BESIDE = {
     "model.num_encoder_layers": {"model.family": "t5"},
     "model.pooler": {"model.family": "bert"},
@@ -436,11 +450,15 @@ BESIDE = {
     "objective.noise_density": {"model.family": "t5"},
     "objective.mean_span": {"model.family": "t5"},
     "objective.permute_sentences": {"model.family": "bart"},
-    "objective.source_length": {
-        "model.family": "t5", "objective.corruption": "pairs",
-        "data.target_field": "summary"},
-    "data.target_field": {
-        "model.family": "t5", "objective.corruption": "pairs"},
+    "objective.source_length": PAIRS | {"data.target_field": "summary"},
+    "data.target_field": PAIRS,
+    "model.global_every": {"model.window": 8},
+    "model.rotary_base": {"model.positions": "rotary"},
+    "model.rotary_base_local": {"model.positions": "rotary"},
+    "model.relative_buckets": {"model.positions": "relative"},
+    "model.relative_distance": {
+        "model.family": "bert", "model.positions": "relative",
+        "model.relative_buckets": 4},
     "data.files": {"data.corpus": "files"},
     "data.hub_name": {"data.corpus": "hub"},
     "data.tokenizer.path": {"data.tokenizer.kind": "directory"},

@@ -325,6 +325,31 @@ def complete_model(model: ModelConfig) -> ModelConfig:
   return _checked_model(_derived_fields(model))
 
 
+# Fields that matter only where another has a certain value.
+_MATTER_WITH = {
+    "global_every": ("window", lambda value: value > 0, "set"),
+    "rotary_base": ("positions", "rotary".__eq__, "'rotary'"),
+    "rotary_base_local": ("positions", "rotary".__eq__, "'rotary'"),
+    "relative_buckets": ("positions", "relative".__eq__, "'relative'"),
+    "relative_distance": ("positions", "relative".__eq__, "'relative'"),
+    "position_offset": ("positions", "learned".__eq__, "'learned'"),
+    "init_std": ("initializer", "normal".__eq__, "'normal'"),
+}
+
+
+def _refuse_idle_fields(model: ModelConfig) -> None:
+  """What somebody has chosen must change something."""
+  named = families.shapes(model.family).get(model.size, {})
+  usual = families.FAMILIES[model.family].fields | dict(named)
+  usual.setdefault("init_std", ModelConfig.init_std)
+  for key, (other, matters, wanted) in _MATTER_WITH.items():
+    if getattr(model, key) != usual[key] and not matters(
+        getattr(model, other)):
+      raise ConfigError(
+          f"model.{key}", f"changes nothing unless model.{other} is {wanted}; "
+          f"leave it at {usual[key]!r}")
+
+
 def _derived_fields(model: ModelConfig) -> ModelConfig:
   """Sets what is still unset from other fields."""
   heads, given = model.num_heads, {}
@@ -365,6 +390,7 @@ def _checked_model(model: ModelConfig) -> ModelConfig:
   if model.positions == "sinusoidal" and model.d_model % 2:
     raise ConfigError("model.d_model", "sinusoidal positions need an even "
                       f"width, not {model.d_model}")
+  _refuse_idle_fields(model)
   if model.window and model.positions == "relative":
     raise ConfigError("model.window", "is not for relative positions; set it "
                       "to 0 or choose other positions")
@@ -433,6 +459,13 @@ def _complete_objective(config: ExperimentConfig) -> ObjectiveConfig:
   if pairs != bool(config.data.target_field):
     raise ConfigError("data.target_field", "is for objective.corruption="
                       "'pairs' of an encoder-decoder, where it must be set")
+  if pairs and config.data.corpus not in ("files", "hub"):
+    raise ConfigError("data.corpus", f"{config.data.corpus!r} has no columns; "
+                      "pairs come from 'files' or 'hub'")
+  if objective.prefix_lm and model.positions == "relative":
+    raise ConfigError("objective.prefix_lm", "needs to tell apart the places "
+                      "ahead, and a decoder's relative positions do not; "
+                      "choose other model.positions")
   if objective.source_length is not None and not pairs:
     raise ConfigError("objective.source_length", "is for objective.corruption="
                       "'pairs'; other sources follow from "

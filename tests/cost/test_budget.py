@@ -129,7 +129,8 @@ def test_pairs_count_the_tokens_that_they_have() -> None:
   config = make({
       "model.family": "t5", "objective.corruption": "pairs",
       "objective.source_length": 6, "model.context_length": 4,
-      "data.target_field": "target", "train.batch_size": 3,
+      "data.target_field": "target", "data.corpus": "files",
+      "data.files": ("a.jsonl",), "train.batch_size": 3,
       "duration.steps": 4, "data.max_epochs": 4.0})
   got = budget_lib.plan(config, windows)
   assert (got.steps, got.batch_tokens, got.tokens) == (4, 20, 80)

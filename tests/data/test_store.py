@@ -61,8 +61,7 @@ def test_a_store_holds_every_document_once(corpus: pathlib.Path) -> None:
   assert store.train_tokens == sum(len(t.encode()) + 1 for t in train)
   assert store.bytes_per_token == (
       sum(len(t.encode()) for t in train) / store.train_tokens)
-  assert store.validation_bytes_per_token == (
-      sum(len(t.encode()) for t in validation) / store.validation_tokens)
+  assert store.validation_bytes_per_text_token == 1.0  # separators apart
   assert (store.vocab_size, store.separator_id) == (257, 256)
   assert store.corpus == "files" and store.entropy_rate is None
   assert store.train.dtype == np.uint16

@@ -87,6 +87,22 @@ def full_logits(module: transformer.Transformer, params: dict,
                    for row, start in zip(logits, before)])
 
 
+def test_a_prefix_is_read_whole() -> None:
+  """Greedy tokens against the whole forward pass with the prompt as prefix."""
+  module, params = model("gpt2")
+  made = decoding.generate(module, params, PROMPTS, search.Settings(
+      max_new_tokens=4, prefix_lm=True))
+  causal = decoding.generate(module, params, PROMPTS, search.Settings(
+      max_new_tokens=4))
+  assert not np.array_equal(made.scores, causal.scores)
+  for row, prompt in enumerate(PROMPTS):
+    tokens = np.array([[*prompt, *made.tokens[row]]], np.int32)
+    logits = np.asarray(apply(module)(params, inputs_lib.Inputs(
+        tokens, prefix=np.array([len(prompt)], np.int32))))
+    np.testing.assert_array_equal(
+        logits[0, len(prompt) - 1:-1].argmax(-1), made.tokens[row])
+
+
 @pytest.mark.parametrize("name", DECODERS)
 def test_the_cache_changes_no_logits(name: str) -> None:
   """Token by token, with left padding, against the whole at once."""

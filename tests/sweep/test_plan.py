@@ -2,6 +2,7 @@
 """Lists of overrides, and the specs that are made of them."""
 
 import pathlib
+from typing import Any
 
 import ml_collections
 import pytest
@@ -118,3 +119,21 @@ def test_of_a_frozen_config_derived_values_follow(
   config_lib.override(base, {"model.d_ff": 40})
   chosen = sweep.plan(config_lib.resolve(base), cells)
   assert [spec.config.model.d_ff for spec in chosen] == [40, 40]
+
+
+@pytest.mark.parametrize("changes", [
+    {"model.family": "bert", "model.architecture": "decoder",
+     "objective.prefix_lm": True},
+    {"model.family": "t5", "model.architecture": "encoder",
+     "objective.whole_words": True},
+    {"model.family": "llama", "model.size": None, "model.d_model": 15,
+     "model.num_layers": 1, "model.num_heads": 3,
+     "model.positions": "learned"},
+    {"model.size": None, "model.d_model": 20, "model.num_layers": 1,
+     "model.num_heads": 3, "model.head_dim": 8}])
+def test_a_frozen_config_stays_what_it_is(
+    base: ml_collections.ConfigDict, changes: dict[str, Any]) -> None:
+  config_lib.override(base, changes)
+  spec, = sweep.plan(config_lib.resolve(base), [{"seed": 1}])
+  config_lib.override(base, {"seed": 1})
+  assert spec.config == config_lib.resolve(base)

@@ -93,6 +93,32 @@ def test_a_run_leaves_its_whole_record(
   assert seen[0]["flops"] == 128 * 46_176
 
 
+@pytest.mark.parametrize("changes, predicted, counts, loss_bytes", [
+    ({"model.family": "bert"}, 2, "predicted from the others", 1),
+    # 16 tokens: 2 of noise in a span, sentinel and end.
+    ({"model.family": "t5"}, 4, "their sentinels and the end", None),
+    ({"model.family": "bart", "objective.corruption": "infilling"}, 16,
+     "masked in the source", None),
+    ({"model.family": "llama", "objective.prefix_lm": True}, 9,
+     "behind a random prefix", None)], ids=lambda x: str(x)[:24])
+def test_every_objective_takes_the_same_step(
+    changes: dict[str, Any], predicted: int, counts: str,
+    loss_bytes: int | None, make_config, tmp_path: pathlib.Path) -> None:
+  record = train.run(make_config(changes), tmp_path)
+  assert record.status == "complete"
+  assert record.family == changes["model.family"]
+  assert counts in record.loss_counts
+  assert record.tokens_seen == 6 * 8 * 16
+  assert record.tokens_predicted == 6 * 8 * predicted
+  assert record.flops_total == pytest.approx(
+      record.flops_encoder + record.flops_decoder + record.flops_head)
+  assert (record.flops_decoder == 0) == (record.objective == "masked")
+  assert record.entropy_rate is None  # it is of the next token
+  if loss_bytes:  # every target is a byte, as separators are not masked
+    assert record.bits_per_byte == pytest.approx(
+        record.loss / math.log(2) / loss_bytes)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_exactly_as_many_steps_as_asked(
     steps: int, make_config, tmp_path: pathlib.Path) -> None:

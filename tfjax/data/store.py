@@ -73,8 +73,10 @@ class TokenStore:
     return self.train_bytes / self.train_tokens
 
   @property
-  def validation_bytes_per_token(self) -> float:
-    return self.validation_bytes / self.validation_tokens
+  def validation_bytes_per_text_token(self) -> float:
+    """Of the held-out split, separators not counted."""
+    separators = self.num_validation_documents * (2 if self.pairs else 1)
+    return self.validation_bytes / (self.validation_tokens - separators)
 
   @functools.cached_property
   def train(self) -> np.memmap:

@@ -190,11 +190,15 @@ def _prefill(module: transformer.Transformer, settings: search.Settings,
     tokens = jnp.full((batch, 1), settings.start_token, jnp.int32)
     inputs = inputs_lib.Inputs(tokens, jnp.ones_like(tokens),
                                jnp.zeros_like(tokens))
+  prefix_B = None
+  if settings.prefix_lm:
+    prefix_B = jnp.full(batch, inputs.tokens.shape[1], jnp.int32)
   seen = jnp.pad(inputs.segments, ((0, 0), (0, settings.max_new_tokens - 1)),
                  constant_values=1)
   logits_BV, cache = _forward(
       module, params, {}, inputs.tokens, layers.Context(
-          segments=inputs.segments, positions=inputs.positions, memory=memory,
+          segments=inputs.segments, positions=inputs.positions,
+          prefix=prefix_B, memory=memory,
           memory_segments=memory_segments, start=jnp.int32(0),
           key_segments=seen))
   state = _State(jnp.int32(0), cache, seen, memory_segments,

@@ -54,6 +54,8 @@ class Settings:
     stop_tokens: any of them ends a sequence, and is its last token.
     pad_token: fills up ended sequences, and what the model does not see.
     start_token: an encoder-decoder's first decoder token.
+    prefix_lm: the model sees a prompt whole, as one that is trained with
+      objective.prefix_lm does.
     seed: of the sampling.
   """
 
@@ -67,6 +69,7 @@ class Settings:
   stop_tokens: tuple[int, ...] = ()
   pad_token: int = 0
   start_token: int | None = None
+  prefix_lm: bool = False
   seed: int = 0
 
   def __post_init__(self) -> None:

@@ -41,7 +41,8 @@ class Masked:
     self._count = lengths_lib.of(config).predicted
     kind = "in whole words, " if self._config.whole_words else ""
     self.counts = (f"{self._config.mask_rate:.3g} of the tokens, {kind}"
-                   "predicted from the others")
+                   f"predicted from the others, {self._config.mask_share:.3g} "
+                   f"of them masked, {self._config.random_share:.3g} random")
     self._ordinary = np.flatnonzero(~vocabulary.special).astype(np.int32)
     if self._config.whole_words and vocabulary.word_starts is None:
       raise config_lib.ConfigError(

@@ -23,7 +23,7 @@ _COUNTS = {
     "spans": "the tokens of corrupted spans ({noise_density:g} of the text, "
              "{mean_span:g} long), their sentinels and the end",
     "infilling": "every token of the text, {noise_density:g} of them masked "
-                 "in the source",
+                 "in the source in spans of {mean_span:g}",
     "none": "every token of the text",
     "pairs": "every token of the target and its end",
 }
@@ -56,6 +56,8 @@ class Seq2Seq:
     self._vocabulary = vocabulary
     self.counts = _COUNTS[self._config.corruption].format(
         **dataclasses.asdict(self._config))
+    if self._config.permute_sentences:
+      self.counts += ", sentences permuted in the source"
     self._length = length = config.model.context_length
     if self._config.corruption == "spans":
       self._noise, self._spans = lengths_lib.noise_spans(self._config, length)

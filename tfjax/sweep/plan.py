@@ -25,11 +25,11 @@ Overrides = dict[str, Any]
 # Fields that name what other fields determine: two cells that differ only
 # here are the same run, said in two ways.
 _NAMES = ("name", "model.size")
-_SHAPE = ("model.d_model", "model.num_layers", "model.num_heads")
 # Fields that are set from others where they are left unset.
-_DERIVED = {f"model.{entry.name}"
+_DERIVED = [f"model.{entry.name}"
             for entry in dataclasses.fields(config_lib.ModelConfig)
-            if entry.default is None} - {"model.size"} | {"objective.name"}
+            if entry.default is None and entry.name != "size"]
+_DERIVED.append("objective.name")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,22 +158,20 @@ def _resolved(base: ml_collections.ConfigDict,
 def _unresolved(
     config: config_lib.ExperimentConfig) -> ml_collections.ConfigDict:
   """A ConfigDict that resolves to `config`, with derived values unset."""
-  values = flat(config_lib.to_dict(config))
-  chosen = {key: value for key, value in values.items()
-            if key not in _DERIVED}
-  if config.model.size is None:
-    chosen.update({key: values[key] for key in _SHAPE})
-    if config.model.d_model % config.model.num_heads:
-      chosen["model.head_dim"] = config.model.head_dim
-  # What does not come out as it is was set by hand. Twice, as one such value
-  # may be what another follows from.
-  for _ in range(2):
+  chosen = flat(config_lib.to_dict(config))
+
+  def made(values: Overrides) -> ml_collections.ConfigDict:
     result = config_lib.default()
-    config_lib.override(result, chosen)
-    made = flat(config_lib.to_dict(config_lib.resolve(result)))
-    chosen.update({key: values[key] for key in made
-                   if made[key] != values[key]})
-  return result
+    config_lib.override(result, values)
+    return result
+  for key in _DERIVED:
+    fewer = {name: value for name, value in chosen.items() if name != key}
+    try:
+      if config_lib.resolve(made(fewer)) == config:
+        chosen = fewer
+    except config_lib.ConfigError:
+      pass  # Without this value the others contradict each other.
+  return made(chosen)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Overrides:

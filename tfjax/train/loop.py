@@ -274,9 +274,12 @@ class _Run:
     table = self.vocabulary.token_bytes
     if table is not None:
       return float(table[targets].sum())
-    # The tokenizer does not tell: the split's mean, of ids that are text.
-    text = (~self.vocabulary.special[targets]).sum()
-    return float(text * self.store.validation_bytes_per_token)
+    # The tokenizer does not tell: the split's mean, of all that is text, which
+    # an unknown token is too.
+    separators = np.isin(targets, [self.vocabulary.separator,
+                                   *self.vocabulary.sentinels]).sum()
+    return float((targets.size - separators) *
+                 self.store.validation_bytes_per_text_token)
 
   def _record(self, steps: int, status: str,
               reason: str | None) -> records.RunRecord:
@@ -317,7 +320,10 @@ class _Run:
         tokenizer=config.data.tokenizer.kind,
         vocab_size=config.model.vocab_size,
         bytes_per_token=store.bytes_per_token,
-        entropy_rate=store.entropy_rate, token_store=store.path.name,
+        # Of the next token given those before: of no other objective.
+        entropy_rate=(store.entropy_rate
+                      if self.objective.counts == "every token" else None),
+        token_store=store.path.name,
         attention=attention.choose(config.model.attention, device.platform),
         device_kind=device.device_kind, device_count=devices,
         device_seconds=self.clock.seconds() * devices,
