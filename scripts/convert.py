@@ -6,11 +6,11 @@
 
 The source is a Hugging Face directory (a pickle becomes safetensors, shards
 change size), or a run directory of scripts/train.py (or what holds one), whose
-newest checkpoint is taken with its tokenizer. --info tells what the source is
-and writes nothing. Exits 2 where something cannot be converted.
+newest checkpoint is taken with its tokenizer and the objective's tokens. --info
+tells what the source is and writes nothing. Exits 2 where something cannot be
+converted.
 """
 
-import json
 import pathlib
 import shutil
 import sys
@@ -64,17 +64,14 @@ def main(arguments: list[str]) -> int:
 
 
 def _convert(source: pathlib.Path, target: pathlib.Path) -> None:
+  form = dict(dtype=_DTYPE.value, max_shard_bytes=_MAX_SHARD_BYTES.value)
   if run_dir := runs.find(source):
-    run = runs.load(run_dir)
-    config, params = run.config.model, run.params
-    tokenizer, token_ids = run.tokenizer, run.token_ids()
-  else:
-    config, params = hub.load(source, allow_pickle=_ALLOW_PICKLE.value)
-    tokenizer, token_ids = source, {
-        name: value for name, value in huggingface.read_settings(
-            source).items() if name.endswith("_token_id")}
-  hub.save(config, params, target, tokenizer=tokenizer, token_ids=token_ids,
-           dtype=_DTYPE.value, max_shard_bytes=_MAX_SHARD_BYTES.value)
+    runs.load(run_dir).save(target, **form)
+    return
+  config, params = hub.load(source, allow_pickle=_ALLOW_PICKLE.value)
+  hub.save(config, params, target, tokenizer=source, token_ids={
+      name: value for name, value in huggingface.read_settings(source).items()
+      if name.endswith("_token_id")}, **form)
   if (source / "generation_config.json").is_file():
     shutil.copy(source / "generation_config.json", target)
 

@@ -5,18 +5,18 @@
         [--prompt=... ] [--temperature=0.8] [--top_p=0.95] [--num_beams=4]
 
 DIR is a run directory of scripts/train.py (or what holds one), whose newest
-checkpoint is taken, or a Hugging Face directory with tokenizer.json. Without --prompt every line of
-standard input is one. A masked model fills what the prompt has [MASK] for (a
-Hugging Face directory's own mask token); a run's sentinels are written
-<extra_id_0>, <extra_id_1>, ... What a directory's generation_config.json asks
-for beside special tokens is not applied: options are this command's. Exits
-with 2 where something cannot be used.
+checkpoint is taken, or a Hugging Face directory with tokenizer.json. Without
+--prompt every line of standard input is one. In a prompt the names of special
+tokens are these tokens: a masked model fills what has [MASK] (or the
+tokenizer's own mask token), a run's sentinels are <extra_id_0>, <extra_id_1>,
+... What a directory's generation_config.json asks for beside special tokens is
+not applied: options are this command's. Exits with 2 where something cannot be
+used.
 """
 
 import dataclasses
 import json
 import pathlib
-import re
 import sys
 import time
 from typing import Any, Callable, Sequence
@@ -65,6 +65,7 @@ class Model:
     encode, decode: text -> tokens, as the model was trained to see them, and
       back.
     stops, pad, start, mask: special tokens; start is a decoder's first.
+    prefix_lm: the prompt is seen whole.
   """
 
   config: config_lib.ModelConfig
@@ -75,6 +76,7 @@ class Model:
   pad: int
   start: int | None
   mask: int | None
+  prefix_lm: bool = False
 
 
 def main(arguments: list[str]) -> int:
@@ -116,39 +118,13 @@ def _keep_compiled() -> None:
 
 def _from_run(directory: pathlib.Path) -> Model:
   run = runs.load(directory)
-  vocabulary, tokenizer = run.vocabulary, tokenizers.load(run.tokenizer)
-  # Tokens of the objective, which no text of the tokenizer's has.
-  markers = {f"<extra_id_{i}>": token
-             for i, token in enumerate(vocabulary.sentinels)}
-  if vocabulary.mask is not None:
-    markers["[MASK]"] = vocabulary.mask
-  names = {token: name for name, token in markers.items()}
-  separator = vocabulary.separator
-
-  def encode(text: str) -> list[int]:
-    ids = []
-    pattern = "|".join(map(re.escape, markers)) or r"(?!)"
-    for part in re.split(f"({pattern})", text):
-      if part in markers:
-        ids.append(markers[part])
-      elif part:
-        ids += tokenizer.encode_batch([part])[0].tolist()
-    # Documents begin with the separator, sources end with it.
-    if run.config.model.architecture == "encoder_decoder":
-      return [*ids, separator]
-    return [separator, *ids]
-
-  def decode(ids: Sequence[int]) -> str:
-    text, plain = "", []
-    for token in ids:
-      if token in names:
-        text += tokenizer.decode(plain) + names[token]
-        plain = []
-      else:
-        plain.append(token)
-    return text + tokenizer.decode(plain)
-  return Model(run.config.model, run.params, encode, decode, (separator,),
-               vocabulary.pad, vocabulary.start, vocabulary.mask)
+  vocabulary = run.vocabulary
+  return _with_text(
+      run.prompt_tokenizer().pipeline(), vocabulary.separator,
+      config=run.config.model, params=run.params,
+      stops=(vocabulary.separator,), pad=vocabulary.pad,
+      start=vocabulary.start, mask=vocabulary.mask,
+      prefix_lm=run.config.objective.prefix_lm)
 
 
 def _from_hub(directory: pathlib.Path) -> Model:
@@ -162,21 +138,43 @@ def _from_hub(directory: pathlib.Path) -> Model:
   pipeline.no_padding()
   pipeline.no_truncation()
   settings = huggingface.read_settings(directory)
-  for name in ("generation_config.json", "tokenizer_config.json"):
-    if (directory / name).is_file():
-      said = json.loads((directory / name).read_text(encoding="utf-8"))
-      settings |= {k: v for k, v in said.items() if v is not None}
-  stops = settings.get("eos_token_id")
-  stops = tuple(stops if isinstance(stops, list) else
-                [] if stops is None else [stops])
-  pad, mask = settings.get("pad_token_id"), settings.get("mask_token")
-  if isinstance(mask, dict):
-    mask = mask["content"]
-  return Model(
-      config, params, lambda text: pipeline.encode(text).ids, pipeline.decode,
-      stops, (*stops, 0)[0] if pad is None else pad,
-      settings.get("decoder_start_token_id"),
-      None if mask is None else pipeline.token_to_id(mask))
+  if (directory / "generation_config.json").is_file():
+    said = huggingface.read_settings(directory, "generation_config.json")
+    settings |= {k: v for k, v in said.items() if v is not None}
+  names = tokenizers.named_tokens(directory)
+
+  def ids(role: str) -> list[int]:
+    found = settings.get(f"{role}_id")
+    if found is None:
+      found = pipeline.token_to_id(names.get(role, ""))
+    found = found if isinstance(found, list) else [found]
+    found = [one for one in found if one is not None]
+    if not all(type(one) is int for one in found):
+      raise hub.HubError(f"{directory}: {role}_id is {found!r}; it must be "
+                         "int, or a list of them")
+    return found
+
+  stops = tuple(ids("eos_token"))
+  return _with_text(
+      pipeline, *ids("bos_token"), config=config, params=params, stops=stops,
+      pad=(*ids("pad_token"), *stops, 0)[0],
+      start=(*ids("decoder_start_token"), None)[0],
+      mask=(*ids("mask_token"), None)[0])
+
+
+def _with_text(pipeline: hf.Tokenizer, *first: int, **fields: Any) -> Model:
+  """The model, whose answers show special tokens but for stops, padding and
+  what comes first."""
+  special = {i for i, token in pipeline.get_added_tokens_decoder().items()
+             if token.special}
+  hidden = special & {*first, *fields["stops"], fields["pad"],
+                      fields["start"]}
+
+  def decode(ids: Sequence[int]) -> str:
+    return pipeline.decode([i for i in ids if i not in hidden],
+                           skip_special_tokens=False)
+  return Model(encode=lambda text: pipeline.encode(text).ids, decode=decode,
+               **fields)
 
 
 # --- Answers -----------------------------------------------------------------
@@ -190,7 +188,8 @@ def _generate(model: Model, module: transformer.Transformer,
       length_penalty=_LENGTH_PENALTY.value, seed=_SEED.value,
       stop_tokens=model.stops, pad_token=model.pad,
       start_token=(model.start if model.config.architecture ==
-                   "encoder_decoder" else None))
+                   "encoder_decoder" else None),
+      prefix_lm=model.prefix_lm)
   compiling = decoding.warm_up(module, model.params, prompts, settings)
   made = decoding.generate(module, model.params, prompts, settings)
   read = sum(map(len, prompts))

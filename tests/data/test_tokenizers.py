@@ -158,6 +158,41 @@ def test_time_is_linear_in_a_line_without_spaces() -> None:
   assert time.process_time() - start < 30
 
 
+# --- With an objective's tokens ----------------------------------------------
+
+
+def test_an_objectives_tokens_are_the_saved_pipelines(
+    tokenizer: tokenizers.Tokenizer, tmp_path: pathlib.Path) -> None:
+  size, separator = tokenizer.vocab_size, tokenizer.separator_id
+  for first in (True, False):
+    tokenizer.extended(size, [size + 1, size + 2],
+                       separator_first=first).save(tmp_path)
+    pipeline = hf.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    def around(ids, first=first):
+      return [separator, *ids] if first else [*ids, separator]
+    ids = [tokenizer.encode_batch([text])[0].tolist() for text in "ab"]
+    assert pipeline.encode("a[MASK]b<extra_id_1>").ids == around(
+        [*ids[0], size, *ids[1], size + 2])
+    assert pipeline.encode("").ids == around([])
+    assert pipeline.encode("a", "b").ids == around(ids[0]) + around(ids[1])
+  # Training on the directory sees the same tokens as before.
+  loaded = tokenizers.load(tmp_path)
+  assert (loaded.vocab_size, loaded.separator_id) == (size + 3, separator)
+  assert loaded.mask_id == size and loaded.sentinel_ids == [size + 1, size + 2]
+  texts = [*TEXTS, "a[MASK]b<extra_id_1>"]
+  for ours, theirs in zip(tokenizer.encode_batch(texts),
+                          loaded.encode_batch(texts), strict=True):
+    np.testing.assert_array_equal(ours, theirs)
+  assert loaded.texts() == [*tokenizer.texts(), b"", b"", b""]
+  assert loaded.is_exact
+  # The first ones are its own now.
+  again = loaded.extended(size, [size + 1, size + 2, size + 3],
+                          separator_first=True)
+  assert again.sentinel_ids == [size + 1, size + 2, size + 3]
+  with pytest.raises(corpora.DataError, match=r"'\[MASK\]' as token 999"):
+    tokenizer.extended(999, [], separator_first=True)
+
+
 # --- Other people's directories ----------------------------------------------
 
 
@@ -181,6 +216,16 @@ def test_foreign_directory(tmp_path: pathlib.Path, settings: dict) -> None:
   # Ids may have gaps; truncation that the file asks for is switched off.
   assert (loaded.vocab_size, loaded.separator_id) == (8, 1)
   assert list(loaded.encode_batch(["hello world"])[0]) == [2, 7]
+
+
+def test_a_mask_keeps_its_name(tmp_path: pathlib.Path) -> None:
+  foreign(tmp_path, eos_token="</s>", mask_token="world")
+  extended = tokenizers.load(tmp_path).extended(7, [], separator_first=True)
+  assert extended.mask_id == 7
+  assert extended.pipeline().encode("hello world").ids == [1, 2, 7]
+  # Its ids have gaps: the next one would not be the vocabulary's.
+  with pytest.raises(corpora.DataError, match="gaps"):
+    tokenizers.load(tmp_path).extended(None, [8], separator_first=True)
 
 
 def test_special_tokens_that_are_pieces_of_text(

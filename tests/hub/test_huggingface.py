@@ -19,13 +19,16 @@ from safetensors import numpy as safetensors_numpy
 from tfjax import config as config_lib
 from tfjax import hub
 from tfjax.hub import huggingface
+from tfjax.hub import model_types
+from tfjax.hub import settings as settings_lib
 from tfjax.models import families
 from tfjax.models import transformer
 from tfjax.train import sharding
 
 # Of each family a small model that transformers has too.
 FAMILIES = {
-    "gpt": {}, "gpt2": {}, "gpt3": dict(window=0), "bert": {}, "roberta": {},
+    # A window that excludes nothing.
+    "gpt": {}, "gpt2": {}, "gpt3": dict(window=16), "bert": {}, "roberta": {},
     "distilbert": {}, "t5": dict(head_dim=5), "t5v1_1": {}, "bart": {},
     "llama": {}, "modernbert": {}}
 
@@ -277,6 +280,12 @@ REFUSED = [
     ("gpt2", dict(architectures=["GPT2ForSequenceClassification"]),
      "one of GPT2LMHeadModel, GPT2Model"),
     ("gpt2", dict(architectures=None), "architectures are None"),
+    ("gpt2", dict(architectures=5), "architectures are 5"),
+    ("gpt2", dict(model_type=["gpt2"]), r"model_type is \['gpt2'\]"),
+    ("gpt2", dict(n_head=0), "n_head is 0; it must be at least 1"),
+    ("gpt2", dict(vocab_size=-1), "vocab_size is -1; it must be at least 2"),
+    ("llama", dict(num_key_value_heads=0), "num_key_value_heads is 0"),
+    ("llama", dict(rope_parameters=[1]), "rope_parameters is .*must be dict"),
     ("gpt2", dict(scale_attn_by_inverse_layer_idx=True),
      "scale_attn_by_inverse_layer_idx is True; only False"),
     ("gpt2", dict(add_cross_attention=True), "add_cross_attention"),
@@ -291,7 +300,9 @@ REFUSED = [
      "position_embedding_type"),
     ("bert", dict(is_decoder=True), "is_decoder"),
     ("roberta", dict(hidden_act="relu"), "RoBERTa's head has 'gelu'"),
+    ("roberta", dict(pad_token_id="1"), "pad_token_id is '1'"),
     ("t5", dict(feed_forward_proj="gated-gelu"), "contradicts"),
+    ("t5", dict(feed_forward_proj=5), "feed_forward_proj is 5; it must be"),
     ("bart", dict(normalize_before=True), "normalize_before"),
     ("bart", dict(decoder_ffn_dim=7),
      "encoder_ffn_dim and decoder_ffn_dim differ"),
@@ -303,6 +314,8 @@ REFUSED = [
      "attention_bias and mlp_bias differ"),
     ("modernbert", dict(layer_types=["sliding_attention"] * 2 +
                         ["full_attention"]), "layer_types are"),
+    ("modernbert", dict(layer_types=["full_attention"]),
+     "layer_types are of 1 layers, but num_hidden_layers is 3"),
     ("modernbert", dict(classifier_activation="relu"),
      "hidden_activation and classifier_activation differ"),
     ("modernbert", dict(norm_bias=True), "norm_bias and attention_bias"),
@@ -320,6 +333,23 @@ def test_settings_that_are_refused(
   with pytest.raises(hub.HubError, match=words) as raised:
     hub.load(directory)
   assert str(directory) in str(raised.value)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_any_value_of_a_key_is_read_or_refused(family: str) -> None:
+  settings = settings_lib.write(make(family), {})
+  stored = {"t5": dict(tie_embedding=True), "bart": dict(head_bias=False)}.get(
+      settings["model_type"], {})
+  keys = [key.name for key in model_types.MODEL_TYPES[
+      settings["model_type"]].keys]
+  for name in {*settings, *keys, "rope_parameters", "rope_scaling",
+               "layer_types", "feed_forward_proj"}:
+    for value in (None, True, 0, -1, 1.5, "x", [], [1], {}, {"x": [1]},
+                  float("nan"), {"full_attention": 5}, {"rope_theta": "x"}):
+      try:
+        settings_lib.read(settings | {name: value}, stored)
+      except hub.HubError as error:
+        assert str(error)
 
 
 # --- Tensors -----------------------------------------------------------------
@@ -386,7 +416,10 @@ def test_a_pickle_is_read_only_when_asked(directory: pathlib.Path) -> None:
 
 UNSAID = [
     ("transformer", {}, "no model of the family 'transformer'"),
-    ("gpt3", dict(window=8), r"model.window=\[0, 8, 0\]"),
+    ("gpt3", dict(window=15), r"model.window=\[0, 15, 0\]"),
+    ("bert", dict(window=29), r"model.window=\[29, 29, 29\]"),
+    # Rotary positions go on beyond context_length.
+    ("llama", dict(window=16), r"model.window=\[16, 16, 16\]"),
     ("gpt2", dict(positions="rotary"), "model.positions='rotary'"),
     ("gpt2", dict(norm="rms_norm"), "model.norm='rms_norm'"),
     ("gpt", dict(d_ff=50), "model.d_ff=50 .* is 96"),
@@ -427,6 +460,25 @@ def test_saving_refuses_other_parameters_and_other_models(
   with pytest.raises(hub.HubError, match="pad_token_id is 0, but .* have 1"):
     hub.save(config, weights(config), tmp_path / "a",
              token_ids=dict(pad_token_id=0))
+
+
+def test_weights_that_a_type_cannot_hold(tmp_path: pathlib.Path) -> None:
+  config = make("gpt2")
+  params = jax.tree.map(np.copy, weights(config))
+  table = params["decoder"]["position_embedding"]["embedding"]
+  table[3, 5] = 65504  # float16's largest
+  hub.save(config, params, tmp_path / "a", dtype=np.float16)
+  table[3, 5] = 65520
+  with pytest.raises(hub.HubError, match="wpe.weight holds 65520, which flo"):
+    hub.save(config, params, tmp_path / "b", dtype=np.float16)
+  assert not (tmp_path / "b").exists()
+  hub.save(config, params, tmp_path / "b", dtype=jnp.bfloat16)
+  # What was not finite before is as it was.
+  table[3, 5] = -np.inf
+  hub.save(config, params, tmp_path / "c", dtype=np.float16)
+  _, loaded = hub.load(tmp_path / "c")
+  assert loaded["decoder"]["position_embedding"]["embedding"][
+      3, 5] == -np.inf
 
 
 # --- Inputs ------------------------------------------------------------------

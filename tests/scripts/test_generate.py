@@ -19,6 +19,7 @@ import tokenizers as hf
 from tfjax import config as config_lib
 from tfjax import hub
 from tfjax import train
+from tfjax.hub import runs
 from tfjax.models import transformer
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -101,6 +102,29 @@ def test_an_encoders_run_fills_masks(script, run_dir, capsys) -> None:
     assert len(p) == 3 and p == sorted(p, reverse=True) and 0 < sum(p) < 1
 
 
+PROMPTS = {
+    "llama": (["ab", "", "caf\u00e9 [MASK]"], dict(max_new_tokens=6)),
+    "bert": (["a[MASK]c[MASK]", "[MASK]"], {}),
+    "t5": (["ab<extra_id_0>c", "", "ab"], dict(max_new_tokens=6, num_beams=2)),
+}
+
+
+@pytest.mark.parametrize("family", PROMPTS)
+def test_an_exported_run_answers_as_the_run(script, run_dir, tmp_path, capsys,
+                                            family: str) -> None:
+  run, target = run_dir(family), tmp_path / "model"
+  runs.load(run).save(target)
+  prompts, options = PROMPTS[family]
+  one, other = script._from_run(run), script._from_hub(target)
+  for prompt in prompts:
+    assert one.encode(prompt) == other.encode(prompt)
+  everything = range(one.config.vocab_size)
+  assert one.decode(everything) == other.decode(everything)
+  assert (one.stops, one.pad, one.mask) == (other.stops, other.pad, other.mask)
+  assert call(script, capsys, run, *prompts, **options)["results"] == (
+      call(script, capsys, target, *prompts, **options)["results"])
+
+
 def test_a_hugging_face_directory(script, tmp_path, capsys) -> None:
   words = ["<s>", "</s>", "<pad>", *"abcdefgh"]
   pipeline = hf.Tokenizer(hf.models.WordLevel(
@@ -131,6 +155,23 @@ def test_a_hugging_face_directory(script, tmp_path, capsys) -> None:
       json.dumps(dict(eos_token_id=[1, 4], pad_token_id=None)))
   model = script._from_hub(tmp_path / "model")
   assert (model.stops, model.pad) == ((1, 4), 2)
+  # Whether the token is named or numbered, and where.
+  assert model.mask is None and model.decode([0, 3, 5, 1]) == "<s> a c"
+  (tmp_path / "model" / "special_tokens_map.json").write_text(
+      json.dumps(dict(mask_token=dict(content="b"), bos_token="<s>")))
+  model = script._from_hub(tmp_path / "model")
+  assert model.mask == 4 and model.decode([0, 3, 5, 1]) == "a c"
+  path = tmp_path / "model" / "config.json"
+  settings = json.loads(path.read_text())
+  path.write_text(json.dumps(settings | dict(mask_token_id=7)))
+  assert script._from_hub(tmp_path / "model").mask == 7
+  path = tmp_path / "model" / "generation_config.json"
+  for content, words in (("{", "generation_config.json is not JSON"),
+                         ('{"eos_token_id": "x"}', "eos_token_id is ['x']")):
+    path.write_text(content)
+    with flagsaver.flagsaver(model=str(tmp_path / "model"), prompt=["a"]):
+      assert script.main(["generate.py"]) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_what_cannot_be_used_is_refused(script, run_dir, tmp_path,

@@ -19,12 +19,15 @@ import tokenizers as hf
 from tokenizers import decoders
 from tokenizers import models
 from tokenizers import pre_tokenizers
+from tokenizers import processors
 from tokenizers import trainers
 
 from tfjax import config as config_lib
 from tfjax.data import corpora
 
 SEPARATOR = "<|separator|>"
+MASK = "[MASK]"
+SENTINEL = "<extra_id_{}>"
 NUM_BYTES = 256
 # What of a directory a tokenizer depends on.
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -79,7 +82,7 @@ class Tokenizer:
   def sentinel_ids(self) -> list[int]:
     """T5's <extra_id_0>, <extra_id_1>, ..., where the vocabulary has them."""
     found = []
-    while (name := f"<extra_id_{len(found)}>") in self._vocabulary:
+    while (name := SENTINEL.format(len(found))) in self._vocabulary:
       found.append(self._vocabulary[name])
     return found
 
@@ -141,6 +144,45 @@ class Tokenizer:
       for ids in found:
         ids[ids == self.separator_id] = unknown
     return found
+
+  def extended(self, mask: int | None, sentinels: Sequence[int], *,
+               separator_first: bool) -> "Tokenizer":
+    """With an objective's tokens, for use outside of training.
+
+    The mask goes by its own name, or else MASK; sentinels by SENTINEL. Their
+    names, and that of the separator, are these tokens in a text that the
+    saved pipeline encodes, and it adds the separator at the start or the end.
+    `encode_batch` does neither.
+
+    Raises:
+      DataError: the pipeline has such a name with another id, or gives one.
+    """
+    roles, wanted = dict(self._roles), {}
+    if mask is not None:
+      if mask != self.mask_id:
+        roles["mask_token"] = MASK
+      wanted[roles["mask_token"]] = mask
+    wanted |= {SENTINEL.format(i): token for i, token in enumerate(sentinels)}
+    pipeline = self.pipeline()
+    pipeline.add_special_tokens(sorted(wanted, key=wanted.get))
+    for name, identity in wanted.items():
+      if pipeline.token_to_id(name) != identity:
+        raise corpora.DataError(
+            f"the tokenizer has no room for {name!r} as token {identity}: its "
+            "ids have gaps, or the name is another token's")
+    template = ["separator", "$A"] if separator_first else ["$A", "separator"]
+    pipeline.post_processor = processors.TemplateProcessing(
+        single=template, pair=[*template, *(
+            part.replace("$A", "$B") for part in template)],
+        # By another name: the separator's own may hold the template's signs.
+        special_tokens=[{"id": "separator", "ids": [self.separator_id],
+                         "tokens": [self._separator]}])
+    return Tokenizer(pipeline, self._separator, roles)
+
+  def pipeline(self) -> hf.Tokenizer:
+    """A copy of the pipeline that `save` writes, as others use it: names of
+    special tokens are these tokens."""
+    return hf.Tokenizer.from_str(self._pipeline.to_str())
 
   def decode(self, ids: Iterable[int]) -> str:
     """The text of the ids; separators are left out."""
@@ -240,7 +282,7 @@ def load(directory: str | os.PathLike[str]) -> Tokenizer:
   # The library raises plain Exception.
   except Exception as error:
     raise corpora.DataError(f"{path}: not a tokenizer ({error})") from error
-  names = _named_tokens(directory)
+  names = named_tokens(directory)
   separator = _separator(directory, names)
   identity = pipeline.token_to_id(separator)
   if identity is None:
@@ -328,8 +370,12 @@ def _spelt_with_metaspace(piece: str) -> bytes:
   return piece.replace("\u2581", " ").encode()
 
 
-def _named_tokens(directory: pathlib.Path) -> dict[str, str]:
-  """Role -> token, of tokenizer_config.json before special_tokens_map.json."""
+def named_tokens(directory: pathlib.Path) -> dict[str, str]:
+  """Role -> token, of tokenizer_config.json before special_tokens_map.json.
+
+  Raises:
+    DataError: one of them is not JSON.
+  """
   names: dict[str, str] = {}
   for name in FILES[1:]:
     path = directory / name

@@ -117,7 +117,7 @@ def save(
 
   Raises:
     HubError: transformers has no model that computes what the config says,
-      or the directory holds a model.
+      the directory holds a model, or a weight is too large for dtype.
   """
   directory, dtype = pathlib.Path(directory), np.dtype(dtype)
   settings = settings_lib.write(config, token_ids or {})
@@ -140,10 +140,14 @@ def save(
     name_of = lambda name: name.removeprefix(f"{prefix}.")
   else:
     name_of = lambda name: name
-  directory.mkdir(parents=True, exist_ok=True)
   if there := sorted(p.name for p in directory.glob("*.safetensors*")):
     raise errors.HubError(f"{directory} holds {there[0]}; choose another "
                           "directory, or delete the model there")
+  largest = jnp.finfo(dtype).max
+  if any(jnp.finfo(x.dtype).max > largest for x in flat.values()):
+    for make in tensors.values():  # before anything is written
+      make()
+  directory.mkdir(parents=True, exist_ok=True)
   (directory / "config.json").write_text(
       json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
   order = sorted(tensors)
@@ -156,9 +160,10 @@ def save(
         shutil.copyfile(pathlib.Path(tokenizer) / name, directory / name)
 
 
-def read_settings(directory: str | os.PathLike[str]) -> dict[str, Any]:
-  """The content of a directory's config.json."""
-  path = pathlib.Path(directory) / "config.json"
+def read_settings(directory: str | os.PathLike[str],
+                  name: str = "config.json") -> dict[str, Any]:
+  """The content of a directory's config.json, or a file like it."""
+  path = pathlib.Path(directory) / name
   try:
     settings = json.loads(path.read_bytes())
   except OSError as error:
@@ -393,11 +398,11 @@ def _stored_form(
     for name, original in mappings.copies(kind, config).items():
       if original in parts:
         parts[name], sizes[name] = parts[original], sizes[original]
-  return {name: functools.partial(_joined, mine, dtype)
+  return {name: functools.partial(_joined, name, mine, dtype)
           for name, mine in parts.items()}, sizes
 
 
-def _joined(parts: list[tuple[mappings.Row, Callable[[], Any]]],
+def _joined(name: str, parts: list[tuple[mappings.Row, Callable[[], Any]]],
             dtype: np.dtype) -> np.ndarray:
   """The stored tensor of all its parts."""
   arrays = []
@@ -407,4 +412,14 @@ def _joined(parts: list[tuple[mappings.Row, Callable[[], Any]]],
     arrays.append({"transposed": matrix.T, "vector": matrix[0]}.get(
         row.layout, matrix))
   axis = 1 if parts[0][0].layout in ("matrix", "row") else 0
-  return np.ascontiguousarray(np.concatenate(arrays, axis), dtype)
+  whole = np.concatenate(arrays, axis)
+  if whole.dtype == dtype:
+    return np.ascontiguousarray(whole)
+  with np.errstate(over="ignore"):
+    stored = np.ascontiguousarray(whole, dtype)
+  lost = np.isfinite(whole) & ~np.isfinite(stored)
+  if lost.any():
+    raise errors.HubError(
+        f"tensor {name} holds {whole[lost][0]:g}, which {dtype.name} cannot; "
+        "choose another dtype")
+  return stored

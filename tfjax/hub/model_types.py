@@ -24,6 +24,15 @@ _GPT_ACTIVATIONS = {"gelu": "gelu_tanh", "relu": "relu", "silu": "silu",
                     "swish": "silu"}
 
 
+def _typed(name: str, value: Any, *kinds: type) -> Any:
+  """The value, which is of one of these types."""
+  if type(value) not in kinds:
+    raise errors.HubError(
+        f"{name} is {value!r}; it must be "
+        f"{' or '.join(kind.__name__ for kind in kinds)}")
+  return value
+
+
 @dataclasses.dataclass(frozen=True)
 class Key:
   """A key of config.json.
@@ -44,10 +53,7 @@ class Key:
     """Our value of theirs."""
     kinds = {type(None): (int, type(None)), float: (float, int)}.get(
         type(self.default), (type(self.default),))
-    if type(value) not in kinds:
-      raise errors.HubError(
-          f"{self.name} is {value!r}; it must be "
-          f"{' or '.join(kind.__name__ for kind in kinds)}")
+    _typed(self.name, value, *kinds)
     if self.field is None and value != self.default:
       raise errors.HubError(
           f"{self.name} is {value!r}; only {self.default!r} is supported")
@@ -135,7 +141,7 @@ COMMON = (
 def _rope_base(settings: Settings, parameters: Any, where: str,
                default: float) -> float:
   """The base of plain rotary positions; any scaling of them is an error."""
-  parameters = dict(parameters or {})
+  parameters = dict(_typed(where, parameters, dict, type(None)) or {})
   kind = parameters.pop("rope_type", parameters.pop("type", "default"))
   base = parameters.pop("rope_theta", default)
   # A share of 1 is all of a head, as we have it.
@@ -173,7 +179,8 @@ def _read_modernbert(settings: Settings) -> None:
   settings.setdefault("local_rope_theta", 10000.0)
   if settings.pop("rope_scaling", None) is not None:
     raise errors.HubError("rope_scaling is set; only null is supported")
-  parameters = settings.get("rope_parameters") or {}
+  parameters = _typed("rope_parameters", settings.get("rope_parameters"),
+                      dict, type(None)) or {}
   if set(parameters) - set(_ROTARY_KINDS):
     raise errors.HubError(
         f"rope_parameters are for {sorted(parameters)}; supported: "
@@ -184,6 +191,11 @@ def _read_modernbert(settings: Settings) -> None:
   settings.pop("rope_parameters", None)
   kinds = settings.pop("layer_types", None)
   if kinds is not None:
+    _typed("layer_types", kinds, list)
+    layers = settings.get("num_hidden_layers", 22)
+    if len(kinds) != layers:
+      raise errors.HubError(f"layer_types are of {len(kinds)} layers, but "
+                            f"num_hidden_layers is {layers!r}")
     settings["global_attn_every_n_layers"] = _global_every(kinds)
 
 
@@ -211,7 +223,8 @@ def _write_modernbert(settings: Settings) -> None:
 
 
 def _read_t5(settings: Settings) -> None:
-  projection = settings.pop("feed_forward_proj", "relu")
+  projection = _typed("feed_forward_proj",
+                      settings.pop("feed_forward_proj", "relu"), str)
   gated = projection.startswith("gated-")
   # In this one place gelu is the tanh form.
   activation = ("gelu_new" if projection == "gated-gelu"
@@ -241,9 +254,10 @@ def _read_roberta(settings: Settings) -> None:
   if padding is None:
     raise errors.HubError("pad_token_id is null; RoBERTa's positions start "
                           "behind it")
-  settings["position_offset"] = padding + 1
-  settings["max_position_embeddings"] = (
-      settings.get("max_position_embeddings", 512) - padding - 1)
+  settings["position_offset"] = _typed("pad_token_id", padding, int) + 1
+  rows = _typed("max_position_embeddings",
+                settings.get("max_position_embeddings", 512), int)
+  settings["max_position_embeddings"] = rows - padding - 1
 
 
 def _write_roberta(settings: Settings) -> None:

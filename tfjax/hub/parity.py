@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import importlib.util
 import os
-import pathlib
 from typing import Any
 
 from flax import traverse_util

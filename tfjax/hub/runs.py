@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 from typing import Any
+import warnings
 
 from flax import linen as nn
 import jax
@@ -14,8 +15,11 @@ import orbax.checkpoint as ocp
 from tfjax import config as config_lib
 from tfjax.cost import budget
 from tfjax.data import store as store_lib
+from tfjax.data import tokenizers
 from tfjax.data import vocabulary as vocabulary_lib
 from tfjax.hub import errors
+from tfjax.hub import huggingface
+from tfjax.hub import settings as settings_lib
 from tfjax.models import transformer
 
 
@@ -28,21 +32,59 @@ class Run:
     step: the checkpoint's.
     params: on the first device.
     vocabulary: the roles of its tokens.
-    tokenizer: the directory of its tokenizer.
+    tokenizer: of its corpus, without what the objective adds.
   """
 
   config: config_lib.ExperimentConfig
   step: int
   params: dict
   vocabulary: vocabulary_lib.Vocabulary
-  tokenizer: pathlib.Path
+  tokenizer: tokenizers.Tokenizer
 
   def token_ids(self) -> dict[str, int]:
-    """Special tokens by the names that config.json has for them."""
+    """Special tokens by the names that config.json has for them, but for
+    those that follow from the model's config."""
     separator = self.vocabulary.separator
-    return dict(bos_token_id=separator, eos_token_id=separator,
-                pad_token_id=self.vocabulary.pad,
-                decoder_start_token_id=self.vocabulary.start)
+    ids = dict(bos_token_id=separator, eos_token_id=separator,
+               pad_token_id=self.vocabulary.pad,
+               decoder_start_token_id=self.vocabulary.start)
+    fixed = settings_lib.fixed_token_ids(self.config.model)
+    return {name: value for name, value in ids.items() if name not in fixed}
+
+  def prompt_tokenizer(self) -> tokenizers.Tokenizer:
+    """With the objective's tokens, and the separator where the model expects
+    one: sources end with it, all else begins with it.
+
+    Raises:
+      DataError: the tokenizer cannot give the objective's tokens their ids.
+    """
+    return self.tokenizer.extended(
+        self.vocabulary.mask, self.vocabulary.sentinels,
+        separator_first=self.config.model.architecture != "encoder_decoder")
+
+  def save(self, directory: str | os.PathLike[str], **options: Any) -> None:
+    """Writes a Hugging Face directory; `options` are those of `hub.save`.
+
+    Raises:
+      HubError, DataError: as `hub.save` and `prompt_tokenizer`.
+    """
+    tokenizer = self.prompt_tokenizer()
+    huggingface.save(self.config.model, self.params, directory,
+                     token_ids=self.token_ids(), **options)
+    tokenizer.save(directory)
+    fixed = settings_lib.fixed_token_ids(self.config.model)
+    padding = fixed.get("pad_token_id", self.vocabulary.pad)
+    if padding != self.vocabulary.pad:
+      warnings.warn(
+          f"transformers takes token {padding} for padding in models of the "
+          f"family {self.config.model.family!r}, which is {self.vocabulary.pad}"
+          " here: in texts that have this token it counts positions otherwise",
+          stacklevel=2)
+    if self.config.objective.prefix_lm:
+      warnings.warn(
+          "the run was trained to see a prefix whole (objective.prefix_lm), "
+          "which config.json cannot say: transformers will read it causally",
+          stacklevel=2)
 
 
 def find(directory: str | os.PathLike[str]) -> pathlib.Path | None:
@@ -66,8 +108,9 @@ def load(directory: str | os.PathLike[str]) -> Run:
   """The model of a run directory's newest checkpoint.
 
   Raises:
-    HubError: there is no checkpoint, or config.json is none of ours.
-    ConfigError, DataError: the corpus, and with it the tokenizer, is gone.
+    HubError: there is no checkpoint, config.json is none of ours, or the
+      token store is gone and the corpus no longer gives the same one.
+    ConfigError, DataError: the token store and the corpus are gone.
   """
   directory = pathlib.Path(directory)
   try:
@@ -80,13 +123,29 @@ def load(directory: str | os.PathLike[str]) -> Run:
            if path.name.isdigit()]
   if not steps:
     raise errors.HubError(f"{directory} has no checkpoint yet")
-  store = store_lib.build(config.data)
-  vocabulary = vocabulary_lib.of(config, store.tokenizer())
+  checkpoint = directory / "checkpoints" / str(max(steps))
+  tokenizer = _store(config.data, checkpoint).tokenizer()
+  vocabulary = vocabulary_lib.of(config, tokenizer)
   config = budget.with_vocabulary(config, vocabulary.size)
-  params = _restore(directory / "checkpoints" / str(max(steps)) / "state",
-                    config.model)
-  return Run(config, max(steps), params, vocabulary,
-             store.path / "tokenizer")
+  params = _restore(checkpoint / "state", config.model)
+  return Run(config, max(steps), params, vocabulary, tokenizer)
+
+
+def _store(config: config_lib.DataConfig,
+           checkpoint: pathlib.Path) -> store_lib.TokenStore:
+  """The token store of a checkpoint, whatever the corpus is by now."""
+  name = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(
+      (checkpoint / "counters").resolve())["store"]
+  path = pathlib.Path(config.cache_dir).expanduser() / name
+  if path.exists():
+    return store_lib.open_store(path)
+  store = store_lib.build(config)
+  if store.path.name != name:
+    raise errors.HubError(
+        f"the corpus has changed since {checkpoint} was saved: its token "
+        f"store was {name}, and now it would be {store.path.name}; restore "
+        f"the corpus, or the store as {path}")
+  return store
 
 
 def _restore(path: pathlib.Path, model: config_lib.ModelConfig) -> Any:

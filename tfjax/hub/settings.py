@@ -16,17 +16,19 @@ from tfjax.models import families
 from tfjax.models import transformer
 
 _TYPES = model_types.MODEL_TYPES
+_FIELDS = {entry.name: entry
+           for entry in dataclasses.fields(config_lib.ModelConfig)}
 
 
 def model_type(settings: model_types.Settings) -> str:
   """The model type; an error if it, or the class, is not supported."""
   kind = settings.get("model_type")
-  if kind not in _TYPES:
+  if not isinstance(kind, str) or kind not in _TYPES:
     raise errors.HubError(
         f"model_type is {kind!r}; supported: {', '.join(_TYPES)}")
   known = _TYPES[kind].architectures
   given = settings.get("architectures")
-  if not given or len(given) != 1 or given[0] not in known:
+  if not isinstance(given, list) or len(given) != 1 or given[0] not in known:
     raise errors.HubError(
         f"architectures are {given!r}; supported: one of {', '.join(known)}")
   return kind
@@ -57,6 +59,10 @@ def read(settings: Mapping[str, Any],
     value = key.read(left.pop(key.name, key.default))
     if key.field is None:
       continue
+    check = _FIELDS[key.field].metadata["check"]
+    problem = check(value) if check and value is not None else None
+    if problem:
+      raise errors.HubError(f"{key.name} is {value!r}; it {problem}")
     if fields.setdefault(key.field, value) != value:
       raise errors.HubError(
           f"{origin[key.field]} and {key.name} differ ({fields[key.field]!r} "
@@ -91,18 +97,11 @@ def write(config: config_lib.ModelConfig,
   Raises:
     HubError: transformers has no model that computes what the config says.
   """
-  kind = next((kind for kind, spec in _TYPES.items()
-               if config.family in spec.families), None)
-  if kind is None:
-    known = [name for spec in _TYPES.values() for name in spec.families]
-    raise errors.HubError(
-        f"transformers has no model of the family {config.family!r}; "
-        f"supported: {', '.join(known)}")
+  kind = _type_of(config)
   spec = _TYPES[kind]
   preset = families.FAMILIES[config.family].fields
   bare = preset["head_transform"] and not config.head_transform
-  table = {key.name: key.write(config) for key in spec.keys if key.field}
-  spec.write(table)
+  table = _table(kind, config)
   for name, value in token_ids.items():
     if value not in (None, table.get(name, value)):
       raise errors.HubError(
@@ -123,6 +122,35 @@ def write(config: config_lib.ModelConfig,
   return settings
 
 
+def fixed_token_ids(config: config_lib.ModelConfig) -> dict[str, int]:
+  """The special tokens that follow from the config itself.
+
+  Raises:
+    HubError: as `write`.
+  """
+  return {name: value
+          for name, value in _table(_type_of(config), config).items()
+          if name.endswith("_token_id")}
+
+
+def _type_of(config: config_lib.ModelConfig) -> str:
+  for kind, spec in _TYPES.items():
+    if config.family in spec.families:
+      return kind
+  known = [name for spec in _TYPES.values() for name in spec.families]
+  raise errors.HubError(
+      f"transformers has no model of the family {config.family!r}; "
+      f"supported: {', '.join(known)}")
+
+
+def _table(kind: str, config: config_lib.ModelConfig) -> model_types.Settings:
+  """The keys that are fields of ours."""
+  table = {key.name: key.write(config)
+           for key in _TYPES[kind].keys if key.field}
+  _TYPES[kind].write(table)
+  return table
+
+
 # Of a config, what changes nothing or only the start of training.
 _NO_MEANING = ("family", "size", "query_groups", "initializer", "init_std",
                "scan_layers", "remat", "attention")
@@ -131,6 +159,8 @@ _NO_MEANING = ("family", "size", "query_groups", "initializer", "init_std",
 def _meaning(config: config_lib.ModelConfig) -> dict[str, Any]:
   """What a model computes, the window layer by layer; fields that it does not
   use are left out."""
+  if config.positions == "learned" and _reaches_all(config):
+    config = dataclasses.replace(config, window=0)
   meaning = dataclasses.asdict(config)
   unused = [*_NO_MEANING, "global_every"]
   local = transformer.local_layers(config)
@@ -145,3 +175,11 @@ def _meaning(config: config_lib.ModelConfig) -> dict[str, Any]:
     unused += ["position_offset"]
   return {name: value for name, value in meaning.items()
           if name not in unused}
+
+
+def _reaches_all(config: config_lib.ModelConfig) -> bool:
+  """Whether the window excludes nothing within context_length, which learned
+  positions cannot exceed."""
+  reach = (config.window - 1 if config.architecture == "decoder"
+           else config.window // 2)
+  return reach >= config.context_length - 1
