@@ -6,7 +6,7 @@ State of the Union addresses. The runs with the most compute are left out of
 the fit and predicted.
 """
 
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
 import ml_collections
 
@@ -42,20 +42,21 @@ def get_config() -> ml_collections.ConfigDict:
   return config
 
 
-def get_sweep(
-    config: ml_collections.ConfigDict,
-    sizes: Sequence[str] = SIZES,
-    most_tokens: int = MOST_TOKENS,
-) -> list[dict[str, Any]]:
-  """Every size with every number of tokens."""
-  del config
-  models = [{"model.size": size, "optimizer.learning_rate": learning_rate(size)}
-            for size in sizes]
-  tokens = [round(most_tokens * fraction) for fraction in FRACTIONS]
-  return sweep.product(models, sweep.axis("duration.tokens", tokens))
-
-
 def learning_rate(size: str) -> float:
   """Falls with the width; from short runs at widths 16 and 64."""
   d_model = families.LADDER[size][0]
   return 0.02 * (16 / d_model) ** 0.75
+
+
+def get_sweep(
+    config: ml_collections.ConfigDict,
+    sizes: Sequence[str] = SIZES,
+    most_tokens: int = MOST_TOKENS,
+    rate: Callable[[str], float] = learning_rate,
+) -> list[dict[str, Any]]:
+  """Every size, at its learning rate, with every number of tokens."""
+  del config
+  models = [{"model.size": size, "optimizer.learning_rate": rate(size)}
+            for size in sizes]
+  tokens = [round(most_tokens * fraction) for fraction in FRACTIONS]
+  return sweep.product(models, sweep.axis("duration.tokens", tokens))

@@ -1,44 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
 """A scaling law of sequence-to-sequence models on a laptop, in minutes.
 
-Encoder-decoders of the T5 kind, byte by byte: spans of the text are left out
-of the source, and the decoder writes them. The runs with the most compute are
-left out of the fit and predicted.
+The quickstart with encoder-decoders of the T5 kind: spans of the text are left
+out of the source, and the decoder writes them. The runs with the most compute
+are left out of the fit and predicted.
 """
 
+import pathlib
 from typing import Any, Sequence
 
 import ml_collections
 
 from tfjax import config as config_lib
-from tfjax import sweep
 from tfjax.models import families
+
+quickstart = config_lib.module(
+    pathlib.Path(__file__).with_name("quickstart.py"))
 
 SIZES = ("6k", "14k", "25k", "55k")
 MOST_TOKENS = 2**22
-FRACTIONS = (1 / 16, 0.4**2, 0.4, 1)
 
 
 def get_config() -> ml_collections.ConfigDict:
   """What the runs have in common; the sweep sets size and tokens."""
-  config = config_lib.default()
+  config = quickstart.get_config()
   config.name = "quickstart_seq2seq"
   config.model.family = "t5v1_1"
-  config.model.size = SIZES[0]
-  config.model.context_length = 128
+  config.model.positions = "relative"
+  config.model.init_std = 0.02  # T5 starts by the number of inputs instead
   # As many bytes as ByT5 has them long (Xue et al. 2022, §3.1); more of them
   # than its 15%, as only what they hold teaches a model this small.
   config.objective.mean_span = 20.0
   config.objective.noise_density = 0.5
-  config.data.corpus = "sotu"
-  config.data.tokenizer.kind = "byte"
-  config.duration.tokens = MOST_TOKENS
   config.optimizer.learning_rate = learning_rate(SIZES[0])
-  config.optimizer.warmup_fraction = 0.1
-  config.train.batch_size = 8
   config.evaluation.tokens = 2**18  # of which half has a loss
   config.evaluation.batch_size = 32
-  config.tracking.wandb = "disabled"
   return config
 
 
@@ -48,11 +44,7 @@ def get_sweep(
     most_tokens: int = MOST_TOKENS,
 ) -> list[dict[str, Any]]:
   """Every size with every number of tokens."""
-  del config
-  models = [{"model.size": size, "optimizer.learning_rate": learning_rate(size)}
-            for size in sizes]
-  tokens = [round(most_tokens * fraction) for fraction in FRACTIONS]
-  return sweep.product(models, sweep.axis("duration.tokens", tokens))
+  return quickstart.get_sweep(config, sizes, most_tokens, learning_rate)
 
 
 def learning_rate(size: str) -> float:
