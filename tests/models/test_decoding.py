@@ -481,6 +481,7 @@ def test_settings_that_cannot_be(fields: dict, message: str) -> None:
     ("gpt2", [[1]], dict(pad_token=37), "pad_token: 37 is not below"),
     ("gpt2", [[1]], dict(start_token=1), "start_token: is an encoder-decoder"),
     ("t5", [[1]], dict(start_token=None), "start_token: is an encoder-decoder"),
+    ("t5", [[1]], dict(prefix_lm=True), "prefix_lm: is for decoders"),
     ("bart", [[1]], dict(max_new_tokens=49), "max_new_tokens: 49 after 1 "),
     ("gpt2", [[1]], dict(num_beams=36, stop_tokens=(1, 2)), "num_beams: 36 "),
 ])

@@ -341,6 +341,10 @@ def _check_model(config: config_lib.ModelConfig,
     raise search.GenerationError(
         "start_token", "is an encoder-decoder's first decoder token, and must "
         f"be set for one alone; the architecture is {config.architecture!r}")
+  if settings.prefix_lm and config.architecture != "decoder":
+    raise search.GenerationError(
+        "prefix_lm", "is for decoders; an encoder-decoder sees its source "
+        "whole as it is")
   used = {"pad_token": (settings.pad_token,),
           "start_token": (settings.start_token or 0,),
           "stop_tokens": settings.stop_tokens}
