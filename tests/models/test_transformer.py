@@ -21,9 +21,12 @@ LENGTH, SOURCE = 10, 8
 
 
 def small(family: str, **fields: object) -> config_lib.ModelConfig:
-  return config_lib.complete_model(config_lib.ModelConfig(**dict(
-      family=family, d_model=16, num_layers=2, num_heads=4, d_ff=24,
-      context_length=12, vocab_size=VOCAB, init_std=0.2) | fields))
+  usual = dict(d_model=16, num_layers=2, num_heads=4, d_ff=24,
+               context_length=12, vocab_size=VOCAB)
+  if families.FAMILIES[family].fields["initializer"] == "normal":
+    usual["init_std"] = 0.2
+  return config_lib.complete_model(config_lib.ModelConfig(
+      **dict(family=family) | usual | fields))
 
 
 # Each family; with windows that matter at this length, and layers of both

@@ -195,7 +195,7 @@ def test_runs_that_differ_in_the_schedule_share_their_code(make_config
       "data.shuffle_seed": 2}))
   assert base is not steps_of(make_config({"optimizer.schedule": "linear"}))
   assert base is not steps_of(make_config({"optimizer.weight_decay": 0.0}))
-  assert base is not steps_of(make_config({"model.rotary_base": 50.0}))
+  assert base is not steps_of(make_config({"model.norm_epsilon": 1e-3}))
 
 
 def test_the_state_lies_as_it_is_said_to(make_config) -> None:
