@@ -10,6 +10,7 @@ import dataclasses
 
 from tfjax import config as config_lib
 from tfjax.cost import lengths as lengths_lib
+from tfjax.models import transformer
 
 # Attention counts the full square of queries and keys whatever causality
 # skips, as PaLM's MFU and Chinchilla's appendix F do; layers with a window
@@ -59,12 +60,9 @@ def training_flops_per_token(model: config_lib.ModelConfig,
   def stack(layers: int, length: int, bidirectional: bool):
     """Dense and attention multiplications of a stack over its input."""
     dense = layers * length * (projections + kv_projections + feed_forward)
-    keys = 0
-    for i in range(layers):
-      local = model.window and (
-          not model.global_every or i % model.global_every)
-      seen = model.window // 2 * 2 + 1 if bidirectional else model.window
-      keys += min(length, seen) if local else length
+    seen = model.window // 2 * 2 + 1 if bidirectional else model.window
+    keys = sum(min(length, seen) if local else length
+               for local in transformer.local_layers(model)[:layers])
     return dense, 2 * length * keys * inner
 
   encoder, encoder_attention = stack(

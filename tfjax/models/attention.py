@@ -157,19 +157,14 @@ def banded(q_BNTH: Heads, k_BKSH: KeyHeads, v_BKSH: KeyHeads, mask: Mask,
   # Places of queries and keys, by block; keys that do not exist have none.
   place = cut(jnp.arange(length), 0, -1)
   key_place = neighbours(place, 0, -1)
-  distance = place[:, :, None] - key_place[:, None]
-  seen = ((key_place >= 0)[:, None] & (distance <= before) &
-          (distance >= -after))
-  if mask.causal:
-    causal = distance >= 0
-    if mask.prefix is not None:
-      causal = causal | (key_place[:, None] < mask.prefix[:, None, None, None])
-    seen = seen & causal
+  own = theirs = None
   if mask.segments is not None:
-    own = cut(mask.segments, 1, -1)
-    theirs = neighbours(cut(mask.key_segments, 1, -1), 1, -1)
-    seen = seen & (own[..., None] == theirs[:, :, None])
-  seen = seen.reshape(-1, 1, 1, *seen.shape[-3:])
+    own = cut(mask.segments, 1, -1).swapaxes(0, 1)
+    theirs = neighbours(cut(mask.key_segments, 1, -1), 1, -1).swapaxes(0, 1)
+  seen = jax.vmap(lambda t, s, own, theirs: mask.replace(
+      segments=own, key_segments=theirs).allowed(t, s) & (s >= 0))(
+          place, key_place, own, theirs)
+  seen = seen.swapaxes(0, 1)[:, None, None]  # batch, heads, groups, block
   scores = scale * jnp.einsum("bkgith,bkish->bkgits", q, k,
                               preferred_element_type=jnp.float32)
   p = jax.nn.softmax(jnp.where(seen, scores, _NEVER), -1).astype(v.dtype)
