@@ -131,7 +131,7 @@ def tfjax_step(shape: Shape) -> Callable[[Any], Callable[[], float]]:
   cache = os.environ.get("JAX_COMPILATION_CACHE_DIR")
   if cache:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-  mesh = sharding.make_mesh(config.runtime, config.train.batch_size)
+  mesh = sharding.make_mesh(config)
   steps = step_lib.steps_for(config, mesh)
   state = steps.init(jax.random.key(0),
                      optimizers.make_schedule(config.optimizer, 1000))
@@ -139,7 +139,7 @@ def tfjax_step(shape: Shape) -> Callable[[Any], Callable[[], float]]:
 
   def step(windows):
     nonlocal state
-    batch = step_lib.put(sharding.batch_sharding(mesh), loss_lib.Batch(
+    batch = step_lib.put(mesh, loss_lib.Batch(
         inputs_lib.Inputs(windows[:, :-1]), windows[:, 1:], weights))
     state, metrics = steps.compiled_train(batch)(state, batch)
     return lambda: float(metrics["loss"])

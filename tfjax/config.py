@@ -32,9 +32,11 @@ ObjectiveConfig = schema.ObjectiveConfig
 DurationConfig = schema.DurationConfig
 OptimizerConfig = schema.OptimizerConfig
 TrainConfig = schema.TrainConfig
+RecoveryConfig = schema.RecoveryConfig
 EvaluationConfig = schema.EvaluationConfig
 CheckpointConfig = schema.CheckpointConfig
 TrackingConfig = schema.TrackingConfig
+MeshConfig = schema.MeshConfig
 RuntimeConfig = schema.RuntimeConfig
 ExperimentConfig = schema.ExperimentConfig
 

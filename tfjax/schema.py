@@ -347,6 +347,25 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class RecoveryConfig:
+  """What happens when a step's loss is not finite, or spikes."""
+
+  action: str = field(
+      "stop", "stop: the run ends as diverged; skip: the step changes nothing; "
+      "rollback: back to the newest checkpoint, and on with later data",
+      one_of("stop", "skip", "rollback"))
+  spike_factor: float | None = field(
+      None, "a loss above so many times the running median is bad too; unset: "
+      "only one that is not finite", more_than(1))
+  spike_window: int = field(
+      64, "good steps that the running median is taken over; none spikes "
+      "before there are so many", at_least(2))
+  max_bad_steps: int = field(
+      10, "with more bad steps than that the run ends as diverged "
+      "(action=skip, rollback)", at_least(1))
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
   """Loss on the held-out documents; always measured at the end."""
 
@@ -369,7 +388,11 @@ class CheckpointConfig:
       None, "save every so many steps", at_least(1))
   every_seconds: float | None = field(
       60.0, "save when this much time has passed", more_than(0))
-  keep: int = field(1, "checkpoints kept", at_least(1))
+  keep: int = field(
+      2, "newest checkpoints kept; the one before is used where the newest is "
+      "damaged", at_least(1))
+  keep_every_steps: int | None = field(
+      None, "also keep, for good, those of every so many steps", at_least(1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -387,11 +410,33 @@ class TrackingConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """How devices share the work; the axes' product is their number."""
+
+  data: int | None = field(
+      None, "parts of the batch, each with all parameters; unset: as many as "
+      "the other axes leave devices for", at_least(1))
+  fsdp: int = field(
+      1, "parts of the batch, and of parameters, gradients and optimizer "
+      "state along d_model", at_least(1))
+  sequence: int = field(1, "parts of every sequence", at_least(1))
+  tensor: int = field(
+      1, "parts of heads, feed-forward width and vocabulary", at_least(1))
+
+
+@dataclasses.dataclass(frozen=True)
 class RuntimeConfig:
   """The machine, not the experiment."""
 
   num_devices: int | None = field(
-      None, "devices of the data axis; unset: all local ones", at_least(1))
+      None, "devices, over all processes; unset: all there are", at_least(1))
+  distributed: str = field(
+      "auto", "whether this is one of several processes that train together; "
+      "auto: where SLURM, JAX_COORDINATOR_ADDRESS or a TPU pod say so",
+      one_of("auto", "on", "off"))
+  stall_seconds: float | None = field(
+      900.0, "report where every process is when a step takes longer; unset: "
+      "never", more_than(0))
   cpu_tuning: str = field(
       "auto", "allocator pages and one host device a core on CPUs; auto: on "
       "when there is no accelerator", one_of("auto", "on", "off"))
@@ -407,13 +452,18 @@ class ExperimentConfig:
       "experiment", "what people call it; kept in config.json and wandb",
       affects_result=False)
   seed: int = field(0, "of the initial weights", at_least(0))
+  init_from: str = field(
+      "", "a run's directory, whose newest weights training starts from; "
+      "empty: none")
   objective: ObjectiveConfig = group(ObjectiveConfig)
   model: ModelConfig = group(ModelConfig)
   data: DataConfig = group(DataConfig)
   duration: DurationConfig = group(DurationConfig)
   optimizer: OptimizerConfig = group(OptimizerConfig)
   train: TrainConfig = group(TrainConfig)
+  recovery: RecoveryConfig = group(RecoveryConfig)
   evaluation: EvaluationConfig = group(EvaluationConfig)
   checkpoint: CheckpointConfig = group(CheckpointConfig, affects_result=False)
   tracking: TrackingConfig = group(TrackingConfig, affects_result=False)
+  mesh: MeshConfig = group(MeshConfig, affects_result=False)
   runtime: RuntimeConfig = group(RuntimeConfig, affects_result=False)

@@ -123,31 +123,26 @@ def open_windows(
   return TextWindows(tokens, context_length)
 
 
-class Batches(Sequence[np.ndarray | Pairs]):
-  """batches[step]: int32 [L, T + 1] or pairs, for 0 <= step < len(batches).
+class Batches:
+  """batches[step]: int32 [L, T + 1] or pairs, epoch after epoch without end.
 
   Attributes:
     rows: of the batch over all hosts, those that are read here.
   """
 
   def __init__(self, windows: TextWindows | PairWindows, *, used: int,
-               shuffle_seed: int, batch_size: int, rows: range,
-               num_steps: int):
+               shuffle_seed: int, batch_size: int, rows: Sequence[int]):
     self.rows = rows
     self._windows = windows
     self._used = used  # windows, the first of the first epoch's order
     self._shuffle_seed = shuffle_seed
     self._batch_size = batch_size
-    self._num_steps = num_steps
     self._first = _permutation(len(windows), shuffle_seed, 0)
     self._later: dict[int, Sequence[int]] = {}
 
-  def __len__(self) -> int:
-    return self._num_steps
-
   def __getitem__(self, step: int) -> np.ndarray | Pairs:
-    if not 0 <= step < len(self):
-      raise IndexError(f"step {step} is not among the {len(self)} steps")
+    if step < 0:
+      raise IndexError(f"there is no step {step}")
     first = int(step) * self._batch_size
     return self._windows.read([self._window(first + r) for r in self.rows])
 
@@ -171,12 +166,10 @@ def training_batches(
     *,
     context_length: int,
     batch_size: int,
-    num_steps: int,
     source_length: int | None = None,
-    host_index: int = 0,
-    num_hosts: int = 1,
+    rows: Sequence[int] | None = None,
 ) -> Batches:
-  """The batches of a run, of which this host reads its rows.
+  """The batches of a run, of which this host reads `rows` (None: all).
 
   The first epoch goes through the windows in one order that the seed
   determines for the whole split; data.unique_tokens is a prefix of it, as is
@@ -184,14 +177,13 @@ def training_batches(
 
   Raises:
     ConfigError: the split is shorter than a window or than
-      data.unique_tokens, or the hosts do not divide the batch.
+      data.unique_tokens.
   """
   found = open_windows(store, "train", context_length, source_length)
-  rows = _host_rows(batch_size, host_index, num_hosts, "train.batch_size")
   return Batches(
       found, used=used_windows(found, data.unique_tokens),
-      shuffle_seed=data.shuffle_seed, batch_size=batch_size, rows=rows,
-      num_steps=num_steps)
+      shuffle_seed=data.shuffle_seed, batch_size=batch_size,
+      rows=range(batch_size) if rows is None else rows)
 
 
 def used_windows(found: TextWindows | PairWindows,
@@ -214,7 +206,7 @@ class EvaluationBatches(Sequence[tuple[np.ndarray | Pairs, np.ndarray]]):
   """Tuples of int32 [L, T + 1] or pairs, and float32 [L], their weights."""
 
   def __init__(self, windows: TextWindows | PairWindows, window_W: np.ndarray,
-               batch_size: int, rows: range):
+               batch_size: int, rows: Sequence[int]):
     self._windows = windows
     self._window_W = window_W
     self._batch_size = batch_size
@@ -249,8 +241,7 @@ def evaluation_batches(
     batch_size: int,
     tokens: int | None = None,
     source_length: int | None = None,
-    host_index: int = 0,
-    num_hosts: int = 1,
+    rows: Sequence[int] | None = None,
 ) -> EvaluationBatches:
   """The held-out windows in order, or `tokens` of them, spread evenly.
 
@@ -265,21 +256,7 @@ def evaluation_batches(
   window_W = np.arange(used) * len(found) // used
   return EvaluationBatches(
       found, window_W, batch_size,
-      _host_rows(batch_size, host_index, num_hosts, "evaluation.batch_size"))
-
-
-def _host_rows(batch_size: int, host_index: int, num_hosts: int,
-               key: str) -> range:
-  """The rows of a global batch that a host reads."""
-  if batch_size % num_hosts:
-    raise config_lib.ConfigError(
-        key, f"{batch_size} sequences cannot be shared evenly by {num_hosts} "
-        f"hosts; use a multiple of {num_hosts}")
-  if not 0 <= host_index < num_hosts:
-    raise ValueError(f"host_index {host_index} is not below num_hosts "
-                     f"{num_hosts}")
-  local = batch_size // num_hosts
-  return range(host_index * local, (host_index + 1) * local)
+      range(batch_size) if rows is None else rows)
 
 
 def _permutation(length: int, shuffle_seed: int, epoch: int) -> Sequence[int]:

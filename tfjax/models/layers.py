@@ -26,7 +26,7 @@ PARAMETER_AXES = frozenset({
     "vocab", "position", "token_type", "buckets", "embed", "heads", "kv_heads",
     "head_dim", "mlp", "layers"})
 ACTIVATION_AXES = frozenset(
-    {"batch", "length", "embed", "heads", "kv_heads", "mlp"})
+    {"batch", "length", "stream", "heads", "kv_heads", "mlp", "vocab"})
 
 
 @struct.dataclass

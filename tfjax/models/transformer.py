@@ -65,7 +65,7 @@ class Block(nn.Module):
               x, context), "cross_attention")
     x_BTD = add(x_BTD, layers.FeedForward(
         config, backend, name="feed_forward"), "feed_forward")
-    return layers.constrain(x_BTD, "batch", "length", "embed")
+    return layers.constrain(x_BTD, "batch", "length", "stream")
 
 
 class _ScanBlock(nn.Module):
@@ -169,7 +169,7 @@ class Stack(nn.Module):
       if context.start is not None and length == 1:
         keys = context.key_segments.shape[1]
       bias_NTS = self.relative_bias(places_T, keys)
-    x_BTD = layers.constrain(x_BTD, "batch", "length", "embed")
+    x_BTD = layers.constrain(x_BTD, "batch", "length", "stream")
     for block in self.unrolled:
       x_BTD = block(x_BTD, None, bias_NTS, context)
     if self.scanned is not None:

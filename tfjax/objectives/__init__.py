@@ -46,7 +46,7 @@ def generators(seed: int, step: int | None,
           for counter in counters]
 
 
-class TrainingBatches(Sequence[loss.Batch]):
+class TrainingBatches:
   """batches[step]: this host's rows, corrupted anew at every step."""
 
   def __init__(self, objective: Objective, batches: batches_lib.Batches,
@@ -54,9 +54,6 @@ class TrainingBatches(Sequence[loss.Batch]):
     self._objective = objective
     self._batches = batches
     self._seed = seed
-
-  def __len__(self) -> int:
-    return len(self._batches)
 
   def __getitem__(self, step: int) -> loss.Batch:
     rows = self._batches.rows

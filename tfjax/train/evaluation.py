@@ -10,7 +10,6 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from tfjax.objectives import loss as loss_lib
-from tfjax.train import sharding
 from tfjax.train import step as step_lib
 
 
@@ -33,11 +32,10 @@ def evaluate(steps: step_lib.Steps, params: Any,
   `token_bytes`: the bytes of text that some targets (an array of ids) stand
   for.
   """
-  target = sharding.batch_sharding(steps.mesh)
   results, num_bytes = [], 0.0
   for batch in batches:
     num_bytes += token_bytes(batch.targets[batch.weights > 0])
-    results.append(steps.evaluate(params, step_lib.put(target, batch)))
+    results.append(steps.evaluate(params, step_lib.put(steps.mesh, batch)))
   # Every host has counted the bytes of its own rows.
   num_bytes = float(multihost_utils.process_allgather(
       np.float64(num_bytes)).sum()) if jax.process_count() > 1 else num_bytes

@@ -120,26 +120,24 @@ class _Run:
     self.budget = budget_lib.plan(config, windows)
     train, length = config.train, config.model.context_length
     evaluation_size = config.evaluation.batch_size or train.batch_size
-    self.mesh = sharding.make_mesh(
-        config.runtime, train.batch_size // train.accumulation_steps,
-        evaluation_size)
+    self.mesh = sharding.make_mesh(config)
     self.schedule = optimizers.make_schedule(
         config.optimizer, self.budget.steps)
     self.steps = step_lib.steps_for(config, self.mesh)
-    hosts = dict(host_index=jax.process_index(),
-                 num_hosts=jax.process_count())
     self.objective = objectives.create(config, self.vocabulary)
     self.batches = objectives.TrainingBatches(
         self.objective, batches_lib.training_batches(
             self.store, config.data, context_length=length,
-            batch_size=train.batch_size, num_steps=self.budget.steps,
-            source_length=config.objective.source_length, **hosts),
+            batch_size=train.batch_size,
+            rows=sharding.host_rows(self.mesh, train.batch_size),
+            source_length=config.objective.source_length),
         config.objective.seed)
     self.evaluation_batches = objectives.EvaluationBatches(
         self.objective, batches_lib.evaluation_batches(
             self.store, context_length=length, batch_size=evaluation_size,
             tokens=config.evaluation.tokens,
-            source_length=config.objective.source_length, **hosts),
+            rows=sharding.host_rows(self.mesh, evaluation_size),
+            source_length=config.objective.source_length),
         config.objective.seed)
     self.clock = _Clock()
     self.compile_seconds = 0.0
@@ -218,8 +216,7 @@ class _Run:
     return step, "complete", None
 
   def _batch(self, step: int) -> loss_lib.Batch:
-    return step_lib.put(sharding.batch_sharding(self.mesh),
-                        self.batches[step])
+    return step_lib.put(self.mesh, self.batches[step])
 
   def _compile(self):
     begin = time.perf_counter()

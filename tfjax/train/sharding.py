@@ -1,67 +1,161 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where arrays live: the mesh, and the rules from logical axes to its axes.
 
-Today's mesh has one axis, `data`; a new one is an entry in MESH_AXES and new
-right-hand sides in RULES.
+    data      each device group has all parameters and its rows of the batch
+    fsdp      rows of the batch too, and parameters cut along d_model
+    sequence  a part of every sequence
+    tensor    heads, feed-forward width and vocabulary
+
+Any product of them is a mesh; the same config runs on each.
 """
 
 import math
-from typing import Any
+from typing import Any, Sequence
 
 from flax import linen as nn
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import numpy as np
 
 from tfjax import config as config_lib
+from tfjax.cost import lengths as lengths_lib
 from tfjax.models import layers
 
-MESH_AXES = ("data",)
+# Neighbours in the last axis are neighbours in the machine: tensor talks most.
+MESH_AXES = ("data", "fsdp", "sequence", "tensor")
 
-# Logical axis -> mesh axis, or None for a dimension that is not cut.
-RULES = {
-    "batch": "data",
-    "length": None,
-    "vocab": None,
+# Logical axis -> mesh axis or axes, or None for a dimension that is not cut.
+RULES: dict[str, str | tuple[str, ...] | None] = {
+    # Of activations.
+    "batch": ("data", "fsdp"),
+    "length": "sequence",
+    "stream": None,
+    # Of parameters.
+    "embed": "fsdp",
     "position": None,
     "token_type": None,
     "buckets": None,
-    "embed": None,
-    "heads": None,
-    "kv_heads": None,
     "head_dim": None,
-    "mlp": None,
     "layers": None,
+    # Of both.
+    "vocab": "tensor",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
 }
 
 
-def make_mesh(runtime: config_lib.RuntimeConfig, batch_size: int,
-              evaluation_batch_size: int | None = None) -> Mesh:
-  """All local devices (or runtime.num_devices of them) along `data`.
+def make_mesh(config: config_lib.ExperimentConfig,
+              devices: Sequence[Any] | None = None) -> Mesh:
+  """The config's mesh over `devices` (by default all that JAX has).
 
   Of a CPU's devices, which are as many as the process happens to have cores,
   it takes as many as divide the batches. An accelerator that would stand idle
   is an error.
+
+  Raises:
+    ConfigError: there are too few devices or too many, or the batches or
+      sequences of the config do not divide over them.
   """
-  devices = jax.devices()
-  count = runtime.num_devices or len(devices)
-  if runtime.num_devices is None and devices[0].platform == "cpu":
-    rows = math.gcd(batch_size, evaluation_batch_size or batch_size)
-    count = max(n for n in range(1, count + 1) if rows % n == 0)
+  devices = list(jax.devices() if devices is None else devices)
+  mesh = config.mesh
+  shape = dict(zip(MESH_AXES, (
+      mesh.data, mesh.fsdp, mesh.sequence, mesh.tensor)))
+  if mesh.data is None:
+    shape["data"] = _data_axis(config, devices)
+  count = math.prod(shape.values())
+  given = config.runtime.num_devices
+  if given not in (None, count):
+    raise config_lib.ConfigError(
+        "runtime.num_devices", f"{given} is not the product of the mesh, "
+        f"{_product(shape)} = {count}; leave one of mesh.data and "
+        "runtime.num_devices unset")
   if count > len(devices):
     raise config_lib.ConfigError(
-        "runtime.num_devices", f"{count} is more than the {len(devices)} "
+        "runtime.num_devices" if given else "mesh", f"{count} "
+        f"({_product(shape)}) is more than the {len(devices)} "
         f"{devices[0].platform} device(s) here")
-  if batch_size % count:
+  used = {d.process_index for d in devices[:count]}
+  if used != {d.process_index for d in devices}:
     raise config_lib.ConfigError(
-        "train.batch_size", f"a part of {batch_size} sequences does not divide "
-        f"over {count} devices; use a multiple of {count}, or set "
-        "runtime.num_devices")
-  if evaluation_batch_size and evaluation_batch_size % count:
+        "mesh", f"the {count} devices of {_product(shape)} leave whole "
+        f"processes idle; use all {len(devices)}")
+  if count < len(devices) and given is None and devices[0].platform != "cpu":
     raise config_lib.ConfigError(
-        "evaluation.batch_size", f"{evaluation_batch_size} sequences do not "
-        f"divide over {count} devices; use a multiple of {count}")
-  return Mesh(np.array(devices[:count]), MESH_AXES)
+        "mesh", f"{_product(shape)} uses {count} of {len(devices)} "
+        f"{devices[0].platform} devices; use all, or set "
+        f"runtime.num_devices={count} if the others are to stand idle")
+  _check_divides(config, shape)
+  return Mesh(_arranged(tuple(shape.values()), devices[:count]), MESH_AXES)
+
+
+def _product(shape: dict[str, int]) -> str:
+  return " x ".join(f"{axis} {size}" for axis, size in shape.items())
+
+
+def _batches(config: config_lib.ExperimentConfig) -> tuple[int, int]:
+  """Sequences in a part of a training batch, and in an evaluation batch."""
+  train = config.train
+  return (train.batch_size // train.accumulation_steps,
+          config.evaluation.batch_size or train.batch_size)
+
+
+def _data_axis(config: config_lib.ExperimentConfig,
+               devices: Sequence[Any]) -> int:
+  """As many data parts as the other axes leave devices for."""
+  mesh, given = config.mesh, config.runtime.num_devices
+  others = mesh.fsdp * mesh.sequence * mesh.tensor
+  count = given or len(devices)
+  if given is None and devices[0].platform == "cpu":
+    rows = math.gcd(*_batches(config))
+    return max((n for n in range(1, count // others + 1)
+                if rows % (n * mesh.fsdp) == 0), default=1)
+  if count % others:
+    raise config_lib.ConfigError(
+        "mesh", f"fsdp {mesh.fsdp} x sequence {mesh.sequence} x tensor "
+        f"{mesh.tensor} = {others} does not divide {count} devices")
+  return count // others
+
+
+def _check_divides(config: config_lib.ExperimentConfig,
+                   shape: dict[str, int]) -> None:
+  """Raises where batches or sequences do not divide over the mesh."""
+  rows = shape["data"] * shape["fsdp"]
+  part, evaluation = _batches(config)
+  if part % rows:
+    raise config_lib.ConfigError(
+        "train.batch_size", f"a part of {part} sequences does not divide "
+        f"over {rows} devices (data x fsdp); use a multiple of {rows}, or set "
+        "runtime.num_devices or mesh")
+  if evaluation % rows:
+    raise config_lib.ConfigError(
+        "evaluation.batch_size", f"{evaluation} sequences do not divide over "
+        f"{rows} devices (data x fsdp); use a multiple of {rows}")
+  parts = shape["sequence"]
+  lengths = lengths_lib.of(config)
+  for stack in ("encoder", "decoder"):
+    length = getattr(lengths, stack)
+    if length % parts:
+      raise config_lib.ConfigError(
+          "mesh.sequence", f"{parts} does not divide the {length} tokens of "
+          f"the {stack}'s input; choose another mesh.sequence or "
+          "model.context_length")
+
+
+def _arranged(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
+  """Devices as a mesh, so that axes lie along the machine's links."""
+  slices = len({getattr(d, "slice_index", 0) for d in devices})
+  if slices > 1:
+    # Between slices the network is slow: only gradients of `data` cross it.
+    if shape[0] % slices:
+      raise config_lib.ConfigError(
+          "mesh.data", f"{shape[0]} is not a multiple of the {slices} slices")
+    return mesh_utils.create_hybrid_device_mesh(
+        (shape[0] // slices, *shape[1:]), (slices, *[1] * (len(shape) - 1)),
+        devices, allow_split_physical_axes=True)
+  return mesh_utils.create_device_mesh(
+      shape, devices, allow_split_physical_axes=True)
 
 
 def mesh_spec(axes: tuple[str | None, ...], where: str) -> P:
@@ -70,20 +164,28 @@ def mesh_spec(axes: tuple[str | None, ...], where: str) -> P:
   Raises:
     ValueError: an axis is unknown, or two fall on one mesh axis.
   """
-  mapped = []
+  mapped, used = [], set()
   for axis in axes:
     if axis is not None and axis not in RULES:
       raise ValueError(f"{where}: logical axis {axis!r} has no rule; known: "
                        f"{', '.join(sorted(RULES))}")
     target = None if axis is None else RULES[axis]
-    if target is not None and target in mapped:
-      raise ValueError(f"{where}: two of the axes {axes} fall on the mesh axis "
-                       f"{target!r}")
+    for one in _names(target):
+      if one in used:
+        raise ValueError(f"{where}: two of the axes {axes} fall on the mesh "
+                         f"axis {one!r}")
+      used.add(one)
     mapped.append(target)
   return P(*mapped)
 
 
-def rules() -> list[tuple[str, str | None]]:
+def _names(target: str | tuple[str, ...] | None) -> tuple[str, ...]:
+  if target is None:
+    return ()
+  return (target,) if isinstance(target, str) else target
+
+
+def rules() -> list[tuple[str, Any]]:
   """RULES in Linen's form, checked to cover the closed vocabulary."""
   missing = (layers.PARAMETER_AXES | layers.ACTIVATION_AXES) - set(RULES)
   if missing:
@@ -103,10 +205,14 @@ def parameter_shardings(boxed: dict, mesh: Mesh) -> Any:
     if not isinstance(leaf, nn.LogicallyPartitioned):
       raise ValueError(f"{where} has no logical axes")
     spec = mesh_spec(leaf.names, where)
-    for size, target in zip(leaf.value.shape, spec):
-      if target is not None and size % mesh.shape[target]:
-        raise ValueError(f"{where}: {size} does not divide over the "
-                         f"{mesh.shape[target]} devices of {target!r}")
+    for size, axis, target in zip(leaf.value.shape, leaf.names, spec):
+      parts = math.prod(mesh.shape[name] for name in _names(target))
+      if size % parts:
+        raise ValueError(
+            f"{where}: its {axis!r} dimension of {size} does not divide over "
+            f"the {parts} devices of mesh axis {target!r}" + (
+                f"; set model.vocab_size to {-(-size // parts) * parts}"
+                if axis == "vocab" else ""))
     return NamedSharding(mesh, spec)
   return jax.tree_util.tree_map_with_path(
       one, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
@@ -118,3 +224,18 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P(RULES["batch"]))
+
+
+def row_parts(mesh: Mesh) -> int:
+  """Into how many parts the rows of a batch are cut."""
+  return math.prod(mesh.shape[name] for name in _names(RULES["batch"]))
+
+
+def host_rows(mesh: Mesh, batch_size: int) -> list[int]:
+  """The rows of a global batch that lie on this process's devices.
+
+  Where only `sequence` or `tensor` reach over processes, they read the same.
+  """
+  places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+  return sorted({row for (part,) in places.values()
+                 for row in range(*part.indices(batch_size))})

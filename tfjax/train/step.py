@@ -12,7 +12,7 @@ from typing import Any
 from flax import linen as nn
 from flax import struct
 import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import optax
@@ -27,12 +27,17 @@ from tfjax.train import tuning
 
 @struct.dataclass
 class TrainState:
-  """All that a step changes, and the schedule that it reads."""
+  """All that a step changes, and the schedule that it reads.
+
+  `recent_losses` are of the last good steps, not a number where there were
+  fewer; None where nobody asks for spikes.
+  """
 
   step: Int[Array, ""]
   params: Any
   optimizer_state: Any
   schedule: optimizers.Schedule
+  recent_losses: Float[Array, "W"] | None = None
 
 
 class Steps:
@@ -48,8 +53,10 @@ class Steps:
   def __init__(self, model_config: config_lib.ModelConfig,
                optimizer_config: config_lib.OptimizerConfig,
                train_config: config_lib.TrainConfig,
+               recovery: config_lib.RecoveryConfig,
                runtime: config_lib.RuntimeConfig, mesh: Mesh):
     self.mesh = mesh
+    self.recovery = recovery
     backend = mesh.devices.flat[0].platform
     self._part_tokens = tuning.part_tokens(
         runtime, backend, transformer.count_parameters(model_config).total)
@@ -80,8 +87,9 @@ class Steps:
     """The compiled step for batches of this one's shapes; made once.
 
     (TrainState, Batch) -> (TrainState, metrics); donates the state. Metrics
-    are `loss` (nats a token), `grad_norm` (before clipping) and
-    `learning_rate`. Compiled ahead, so that no step ever compiles again: a
+    are `loss` (nats a token), `grad_norm` (before clipping), `learning_rate`
+    and `bad`: whether loss or gradients are not finite, or the loss spikes
+    (config.recovery). Compiled ahead, so that no step ever compiles again: a
     state or batch of another type raises.
     """
     leaves, structure = jax.tree.flatten(batch)
@@ -116,15 +124,20 @@ class Steps:
         transform_non_params=lambda _: replicated)
     return TrainState(
         step=replicated, params=params, optimizer_state=optimizer_state,
-        schedule=jax.tree.map(lambda _: replicated, schedule))
+        schedule=jax.tree.map(lambda _: replicated, schedule),
+        recent_losses=(None if self.recovery.spike_factor is None
+                       else replicated))
 
   def _init(self, key: Array, schedule: optimizers.Schedule) -> TrainState:
     inputs = transformer.example_inputs(
         self.model.config, self.mesh.size)  # a row a device
     params = nn.meta.unbox(self.model.init(key, inputs)["params"])
     # An explicit type: a weakly typed 0 would compile the step twice.
+    recent = None
+    if self.recovery.spike_factor is not None:
+      recent = jnp.full(self.recovery.spike_window, jnp.nan)
     return TrainState(jnp.zeros((), jnp.int32), params,
-                      self.optimizer.init(params), schedule)
+                      self.optimizer.init(params), schedule, recent)
 
   def _train(self, state: TrainState, batch: loss_lib.Batch):
     total, weight, gradients = self._gradients(state.params, batch)
@@ -135,11 +148,30 @@ class Steps:
     updates, optimizer_state = self.optimizer.update(
         gradients, state.optimizer_state, state.params)
     params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
-    metrics = dict(loss=total * scale, learning_rate=rate,
-                   grad_norm=optax.tree.norm(gradients))
-    state = state.replace(step=state.step + 1, params=params,
-                          optimizer_state=optimizer_state)
+    loss, norm = total * scale, optax.tree.norm(gradients)
+    bad, recent = self._judge(loss, norm, state.recent_losses)
+    if self.recovery.action == "skip":
+      params, optimizer_state = jax.tree.map(
+          lambda new, old: jnp.where(bad, old, new),
+          (params, optimizer_state), (state.params, state.optimizer_state))
+    metrics = dict(loss=loss, learning_rate=rate, grad_norm=norm, bad=bad)
+    state = state.replace(
+        step=state.step + 1, params=params, optimizer_state=optimizer_state,
+        recent_losses=recent)
     return state, metrics
+
+  def _judge(self, loss: Array, norm: Array, recent: Array | None):
+    """Whether a step is bad, and the recent losses after it.
+
+    Decided on the device, so that every process decides alike and the loop
+    need not wait for a loss.
+    """
+    bad = ~(jnp.isfinite(loss) & jnp.isfinite(norm))
+    if recent is None:
+      return bad, None
+    # While the window fills the median is not a number, and nothing spikes.
+    bad |= loss > self.recovery.spike_factor * jnp.median(recent)
+    return bad, jnp.where(bad, recent, jnp.roll(recent, 1).at[0].set(loss))
 
   def _gradients(self, params, batch: loss_lib.Batch):
     """Summed loss, its weight, and the gradient of the sum.
@@ -173,9 +205,10 @@ class Steps:
     rows, parts = batch.targets.shape[0], self.accumulation_steps
     inputs = batch.inputs
     length = sum(x.tokens.shape[1] for x in (inputs, inputs.source) if x)
-    tokens = rows // self.mesh.size * length
+    shards = sharding.row_parts(self.mesh)
+    tokens = rows // shards * length
     while (self._part_tokens and tokens // parts > self._part_tokens and
-           rows % (2 * parts * self.mesh.size) == 0):
+           rows % (2 * parts * shards) == 0):
       parts *= 2
     return parts
 
@@ -195,10 +228,15 @@ def steps_for(config: config_lib.ExperimentConfig, mesh: Mesh) -> Steps:
       config.train, batch_size=config.train.accumulation_steps,
       log_every_steps=1)
   runtime = config_lib.RuntimeConfig(cpu_tuning=config.runtime.cpu_tuning)
-  return _kept_steps(config.model, optimizer, train, runtime, mesh)
+  return _kept_steps(config.model, optimizer, train, config.recovery, runtime,
+                     mesh)
 
 
-def put(batch_sharding: NamedSharding, batch: loss_lib.Batch) -> loss_lib.Batch:
-  """Host arrays (this host's rows) as one global batch."""
+def put(mesh: Mesh, batch: loss_lib.Batch) -> loss_lib.Batch:
+  """Host arrays, this process's rows of them, as one global batch.
+
+  The rows are `sharding.host_rows`, in their order.
+  """
   return jax.tree.map(functools.partial(
-      jax.make_array_from_process_local_data, batch_sharding), batch)
+      jax.make_array_from_process_local_data,
+      sharding.batch_sharding(mesh)), batch)
