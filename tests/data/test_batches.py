@@ -2,6 +2,7 @@
 """Batches: a function of seed and step, nested, and the same on any hosts."""
 
 import json
+from typing import Sequence
 
 import numpy as np
 import pytest
@@ -24,15 +25,22 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> store_lib.TokenStore:
 
 
 def training(store: store_lib.TokenStore, batch_size: int = 8,
-             num_steps: int = 20, host_index: int = 0, num_hosts: int = 1,
-             context_length: int = T, **fields) -> batches_lib.Batches:
+             num_steps: int = 20, **fields) -> list[
+                 np.ndarray | batches_lib.Pairs]:
+  """The first batches."""
+  batches = endless(store, batch_size, **fields)
+  return [batches[step] for step in range(num_steps)]
+
+
+def endless(store: store_lib.TokenStore, batch_size: int = 8,
+            host_rows: Sequence[int] | None = None, context_length: int = T,
+            **fields) -> batches_lib.Batches:
   return batches_lib.training_batches(
       store, config_lib.DataConfig(**fields), context_length=context_length,
-      batch_size=batch_size, num_steps=num_steps, host_index=host_index,
-      num_hosts=num_hosts)
+      batch_size=batch_size, rows=host_rows)
 
 
-def rows(batches: batches_lib.Batches) -> list[bytes]:
+def rows(batches: list[np.ndarray]) -> list[bytes]:
   return [row.tobytes() for batch in batches for row in batch]
 
 
@@ -61,9 +69,8 @@ def test_an_epoch_reads_every_window_once(store: store_lib.TokenStore) -> None:
 def test_random_access_equals_reading_in_order(
     store: store_lib.TokenStore) -> None:
   # Over many epochs, and stopping anywhere: a resume needs the step only.
-  make = lambda: training(store, num_steps=300, unique_tokens=50 * T)
-  in_order = [batch.copy() for batch in make()]
-  assert len(in_order) == len(make()) == 300
+  make = lambda: endless(store, unique_tokens=50 * T)
+  in_order = training(store, num_steps=300, unique_tokens=50 * T)
   assert in_order[0].shape == (8, T + 1) and in_order[0].dtype == np.int32
   one = make()
   for step in np.random.default_rng(0).permutation(300):
@@ -71,11 +78,10 @@ def test_random_access_equals_reading_in_order(
     np.testing.assert_array_equal(make()[int(step)], in_order[step])
 
 
-def test_only_the_steps_asked_for(store: store_lib.TokenStore) -> None:
-  batches = training(store, num_steps=3)
-  for step in (3, -1):
-    with pytest.raises(IndexError, match="3 steps"):
-      batches[step]
+def test_there_is_no_step_before_the_first(store: store_lib.TokenStore
+                                           ) -> None:
+  with pytest.raises(IndexError, match="no step -1"):
+    endless(store)[-1]
 
 
 def test_seeds_give_different_orders(store: store_lib.TokenStore) -> None:
@@ -115,16 +121,18 @@ def test_batches_lie_across_epochs(store: store_lib.TokenStore) -> None:
   assert all(len(set(found[i:i + 3])) == 3 for i in range(0, 48, 3))
 
 
-@pytest.mark.parametrize("num_hosts", [1, 2, 4, 8])
+# One after the other, alternating, and two hosts that read the same.
+@pytest.mark.parametrize("shares", [
+    [range(8)], [range(4), range(4, 8)], [range(0, 8, 2), range(1, 8, 2)],
+    [[0, 1, 6, 7], [2, 3, 4, 5], [2, 3, 4, 5]]])
 def test_hosts_share_the_same_batches(
-    store: store_lib.TokenStore, num_hosts: int) -> None:
+    store: store_lib.TokenStore, shares: list[Sequence[int]]) -> None:
   whole = training(store, unique_tokens=50 * T)
-  parts = [training(store, unique_tokens=50 * T, host_index=h,
-                    num_hosts=num_hosts) for h in range(num_hosts)]
-  for step in range(len(whole)):
-    assert parts[0][step].shape == (8 // num_hosts, T + 1)
-    np.testing.assert_array_equal(
-        np.concatenate([part[step] for part in parts]), whole[step])
+  parts = [training(store, unique_tokens=50 * T, host_rows=rows)
+           for rows in shares]
+  for step, batch in enumerate(whole):
+    for part, rows in zip(parts, shares):
+      np.testing.assert_array_equal(part[step], batch[list(rows)])
 
 
 def test_long_splits_are_permuted_as_they_are_read(
@@ -187,8 +195,8 @@ def test_evaluation_on_fewer_tokens_is_spread_evenly(
 @pytest.mark.parametrize("num_hosts", [2, 4])
 def test_evaluation_is_shared_by_hosts(
     store: store_lib.TokenStore, num_hosts: int) -> None:
-  parts = [evaluation(store, host_index=h, num_hosts=num_hosts)
-           for h in range(num_hosts)]
+  parts = [evaluation(store, rows=list(rows)) for rows in
+           np.split(np.arange(8), num_hosts)]
   for index, (tokens, weights) in enumerate(evaluation(store)):
     np.testing.assert_array_equal(
         np.concatenate([part[index][0] for part in parts]), tokens)
@@ -294,14 +302,3 @@ def test_a_split_shorter_than_a_window(store: store_lib.TokenStore) -> None:
                      "data.validation_fraction"):
     batches_lib.evaluation_batches(
         store, context_length=store.validation_tokens, batch_size=2)
-
-
-def test_hosts_must_divide_the_batch(store: store_lib.TokenStore) -> None:
-  with pytest.raises(config_lib.ConfigError, match="multiple of 3") as info:
-    training(store, num_hosts=3)
-  assert info.value.key == "train.batch_size"
-  with pytest.raises(config_lib.ConfigError, match="multiple of 3") as info:
-    evaluation(store, num_hosts=3)
-  assert info.value.key == "evaluation.batch_size"
-  with pytest.raises(ValueError, match="host_index 2"):
-    training(store, host_index=2, num_hosts=2)

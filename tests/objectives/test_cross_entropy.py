@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Chunked cross-entropy against the one written out, and its memory."""
 
+import functools
 from typing import Callable
 
 import jax
@@ -26,6 +27,9 @@ def inputs(dtype: str = "float32", weighted: bool = True
     weights[:] = 1
   bias = jnp.asarray(random.standard_normal(VOCAB), jnp.float32)
   return hidden, head, bias, targets, jnp.asarray(weights)
+
+
+loss_sum = functools.partial(cross_entropy.loss_sum, "cpu")
 
 
 def plain_sum(*arrays: jax.Array) -> jax.Array:
@@ -56,9 +60,9 @@ def test_the_reference_by_hand() -> None:
 @pytest.mark.parametrize("weighted", [True, False])
 def test_value_and_gradients_match_the_reference(
     chunk_tokens: int, weighted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-  monkeypatch.setattr(cross_entropy, "CHUNK_TOKENS", chunk_tokens)
+  monkeypatch.setitem(cross_entropy.CHUNK_TOKENS, "cpu", chunk_tokens)
   arrays = inputs(weighted=weighted)
-  value, (dhidden, dhead, dbias) = gradients(cross_entropy.loss_sum)(*arrays)
+  value, (dhidden, dhead, dbias) = gradients(loss_sum)(*arrays)
   expected, (dhidden_plain, dhead_plain, dbias_plain) = gradients(plain_sum)(
       *arrays)
   np.testing.assert_allclose(value, expected, rtol=2e-6)
@@ -69,23 +73,23 @@ def test_value_and_gradients_match_the_reference(
     assert np.all(np.asarray(dhidden)[2] == 0)
     assert np.all(np.asarray(dhidden)[0, 5:9] == 0)
   np.testing.assert_allclose(
-      cross_entropy.losses(*arrays), cross_entropy.reference(*arrays),
+      cross_entropy.losses("cpu", *arrays), cross_entropy.reference(*arrays),
       atol=2e-6)
-  np.testing.assert_allclose(cross_entropy.loss_sum(*arrays), expected / 3,
+  np.testing.assert_allclose(loss_sum(*arrays), expected / 3,
                              rtol=2e-6)
 
 
 def test_a_prime_length_still_works(monkeypatch: pytest.MonkeyPatch) -> None:
-  monkeypatch.setattr(cross_entropy, "CHUNK_TOKENS", 12)
+  monkeypatch.setitem(cross_entropy.CHUNK_TOKENS, "cpu", 12)
   hidden, head, _, targets, weights = inputs()
   arrays = hidden[:, :19], head, None, targets[:, :19], weights[:, :19]
-  np.testing.assert_allclose(cross_entropy.loss_sum(*arrays),
+  np.testing.assert_allclose(loss_sum(*arrays),
                              plain_sum(*arrays), rtol=2e-6)
 
 
 def test_bfloat16_hidden_states_are_as_close_as_their_bits() -> None:
   hidden, head, bias, targets, weights = inputs("bfloat16")
-  value, (dhidden, dhead, dbias) = gradients(cross_entropy.loss_sum)(
+  value, (dhidden, dhead, dbias) = gradients(loss_sum)(
       hidden, head, bias, targets, weights)
   expected, exact = gradients(plain_sum)(
       hidden.astype(jnp.float32), head, bias, targets, weights)
@@ -98,7 +102,7 @@ def test_bfloat16_hidden_states_are_as_close_as_their_bits() -> None:
 
 def test_large_logits_do_not_overflow() -> None:
   hidden, *others = inputs()
-  value, pull = gradients(cross_entropy.loss_sum)(100 * hidden, *others)
+  value, pull = gradients(loss_sum)(100 * hidden, *others)
   assert np.isfinite(value) and value > 0
   assert all(np.isfinite(x).all() for x in pull)
 
@@ -116,6 +120,6 @@ def test_the_logits_are_never_all_in_memory() -> None:
     compiled = gradients(function).lower(*shapes).compile()
     return compiled.memory_analysis().temp_size_in_bytes
   logits = batch * length * vocab * 4
-  chunk = cross_entropy.CHUNK_TOKENS * vocab * 4
+  chunk = cross_entropy.CHUNK_TOKENS["cpu"] * vocab * 4
   assert temporary(plain_sum) > logits
-  assert temporary(cross_entropy.loss_sum) < 3.2 * chunk < logits
+  assert temporary(loss_sum) < 3.2 * chunk < logits

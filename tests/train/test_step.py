@@ -38,10 +38,9 @@ def batch_of(windows: np.ndarray, weights: np.ndarray) -> loss_lib.Batch:
 
 def steps_of(config: config_lib.ExperimentConfig, devices: int = 1
              ) -> step_lib.Steps:
-  config = config_lib.replace(config, model__vocab_size=VOCAB)
-  mesh = sharding.make_mesh(
-      config_lib.RuntimeConfig(num_devices=devices), BATCH)
-  return step_lib.steps_for(config, mesh)
+  config = config_lib.replace(config, model__vocab_size=VOCAB,
+                              runtime__num_devices=devices)
+  return step_lib.steps_for(config, sharding.make_mesh(config))
 
 
 def train(steps: step_lib.Steps, config: config_lib.ExperimentConfig,
@@ -54,7 +53,7 @@ def train(steps: step_lib.Steps, config: config_lib.ExperimentConfig,
   rows = []
   for windows in WINDOWS[:count]:
     state, metrics = step(state, step_lib.put(
-        sharding.batch_sharding(steps.mesh), batch_of(windows, weights)))
+        steps.mesh, batch_of(windows, weights)))
     rows.append({name: float(value) for name, value in metrics.items()})
   return state, rows
 
@@ -173,7 +172,8 @@ def test_activations_are_constrained_over_the_mesh(make_config) -> None:
   text = steps_of(make_config(), 8).lower_train(
       batch_of(WINDOWS[0], ONES)).as_text()
   assert "sharding_constraint" in text
-  assert '[{"data"}, {}, {}]>' in text  # batch, length, embed
+  # Batch, length, stream.
+  assert '[{"data", "fsdp"}, {"sequence"}, {}]>' in text
 
 
 def test_a_step_takes_its_own_batch_only(make_config) -> None:
@@ -182,8 +182,7 @@ def test_a_step_takes_its_own_batch_only(make_config) -> None:
       make_config().optimizer, 20))
   with pytest.raises(TypeError):
     steps.compiled_train(batch_of(WINDOWS[0], ONES))(state, step_lib.put(
-        sharding.batch_sharding(steps.mesh),
-        batch_of(WINDOWS[0][:4], ONES[:4])))
+        steps.mesh, batch_of(WINDOWS[0][:4], ONES[:4])))
 
 
 def test_runs_that_differ_in_the_schedule_share_their_code(make_config

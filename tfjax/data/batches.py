@@ -248,8 +248,7 @@ def evaluation_batches(
   `tokens` is rounded up to whole windows; all are used when there are fewer.
 
   Raises:
-    ConfigError: the split is shorter than a window, or the hosts do not divide
-      the batch.
+    ConfigError: the split is shorter than a window.
   """
   found = open_windows(store, "validation", context_length, source_length)
   used = used_windows(found, min(tokens or found.num_tokens, found.num_tokens))

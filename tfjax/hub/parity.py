@@ -331,7 +331,8 @@ def _ours(config: config_lib.ModelConfig, params: dict,
       result["encoder"] = seen["intermediates"]["encoder"]["__call__"][0]
     # As tfjax.objectives.loss has it, on the same forward pass.
     total = cross_entropy.loss_sum(
-        apply(hidden_BTD, method="features"), *apply(method="head"),
+        model.backend, apply(hidden_BTD, method="features"),
+        *apply(method="head"),
         jnp.asarray(targets), jnp.asarray(real, jnp.float32))
     return total / real.sum(), result
 

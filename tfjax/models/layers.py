@@ -7,12 +7,13 @@ F feed-forward width, N heads, H head width, V vocabulary.
 """
 
 import functools
-from typing import Callable, Sequence
+from typing import Any, Callable, Sequence
 
 from flax import linen as nn
 from flax import struct
 import jax
 from jax import ad_checkpoint
+from jax.sharding import PartitionSpec as P
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import numpy as np
@@ -23,8 +24,8 @@ from tfjax import config as config_lib
 # to a mesh axis; a name that is not here raises where it is used, as Linen
 # itself would silently replicate it.
 PARAMETER_AXES = frozenset({
-    "vocab", "position", "token_type", "buckets", "embed", "heads", "kv_heads",
-    "head_dim", "mlp", "layers"})
+    "vocab", "position", "token_type", "buckets", "embed", "stream", "heads",
+    "kv_heads", "head_dim", "mlp", "layers"})
 ACTIVATION_AXES = frozenset(
     {"batch", "length", "stream", "heads", "kv_heads", "mlp", "vocab"})
 
@@ -76,6 +77,74 @@ def constrain(x: Array, *axes: str | None) -> Array:
         f"an activation of shape {x.shape} has the axes {axes}; each dimension "
         f"needs one of {sorted(ACTIVATION_AXES)} or None")
   return nn.with_logical_constraint(x, axes)
+
+
+def mesh_axes(*axes: str | None) -> tuple[str, ...]:
+  """The mesh axes of more than one device that logical axes are cut over."""
+  return tuple(name for names in _mesh_axes(axes) for name in names)
+
+
+def _mesh_axes(axes: Sequence[str | None]) -> list[tuple[str, ...]]:
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return [()] * len(axes)
+  found = []
+  for target in nn.logical_to_mesh_axes(axes):
+    names = target if isinstance(target, tuple) else (target,)
+    found.append(tuple(
+        name for name in names if name and mesh.shape[name] > 1))
+  return found
+
+
+def manual(
+    function: Callable[..., Any], inputs: Sequence[Sequence[str | None]],
+    outputs: Sequence[Sequence[str | None]], *, check: bool = False,
+) -> Callable[..., Any]:
+  """`function` on each device's parts of arrays with these logical axes.
+
+  It does its own communication, by `mesh_axes`. An input may be None.
+  `check`: JAX keeps account of what varies over which axis, as it must to
+  differentiate through the communication.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return function
+  # Without the axes of one device, over which nothing needs to be summed.
+  specs, results = ([P(*_mesh_axes(axes)) for axes in some]
+                    for some in (inputs, outputs))
+
+  def call(*arrays):
+    return jax.shard_map(
+        function, in_specs=tuple(
+            None if x is None else spec for x, spec in zip(arrays, specs)),
+        out_specs=tuple(results) if len(results) > 1 else results[0],
+        check_vma=check)(*arrays)
+  return call
+
+
+def lookup(table_VD: Float[Array, "V D"], ids_BT: Int[Array, "B T"]) -> Float[
+    Array, "B T D"]:
+  """table[ids] of a table with the axes ("vocab", "embed").
+
+  Each device looks up the rows that it has: left to itself, the compiler
+  replicates the whole result of a table that is cut along both axes.
+  """
+  vocab, embed = mesh_axes("vocab"), mesh_axes("embed")
+  if not vocab and not embed:
+    return table_VD[ids_BT]
+
+  def local(table_VD, ids_BT):
+    if embed:
+      table_VD = jax.lax.all_gather(table_VD, embed, axis=1, tiled=True)
+    if not vocab:
+      return table_VD[ids_BT]
+    rows = len(table_VD)
+    ids_BT = ids_BT - jax.lax.axis_index(vocab) * rows
+    here_BT = (ids_BT >= 0) & (ids_BT < rows)
+    found_BTD = table_VD[jnp.clip(ids_BT, 0, rows - 1)]
+    return jax.lax.psum(jnp.where(here_BT[..., None], found_BTD, 0), vocab)
+  return manual(local, [("vocab", "embed"), ("batch", "length")],
+                [("batch", "length", "stream")], check=True)(table_VD, ids_BT)
 
 
 def per_shard(function: Callable[..., Array], *axes: str | None) -> Callable:
@@ -163,8 +232,9 @@ class Norm(nn.Module):
   def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
     config = self.config
     d_model = x_BTD.shape[-1]
+    # Vectors are not cut: to gather one takes as long as a matrix.
     scale_D = parameter(self, "scale", nn.initializers.ones, (d_model,),
-                        ("embed",))
+                        ("stream",))
     dtype = x_BTD.dtype
     x_BTD = x_BTD.astype(jnp.float32)
     if config.norm == "layer_norm":
@@ -174,7 +244,7 @@ class Norm(nn.Module):
     x_BTD = x_BTD * scale_D
     if config.norm == "layer_norm" and config.use_bias:
       x_BTD += parameter(self, "bias", nn.initializers.zeros, (d_model,),
-                         ("embed",))
+                         ("stream",))
     return x_BTD.astype(dtype)
 
 
@@ -266,8 +336,9 @@ class Projection(nn.Module):
     kernel = parameter(self, "kernel", init, self.shape, self.axes)
     y_BTF = project(x_BTD, kernel.reshape(self.shape[0], -1), self.backend)
     if config.use_bias if self.use_bias is None else self.use_bias:
+      axes = [{"embed": "stream"}.get(axis, axis) for axis in self.axes[1:]]
       bias = parameter(self, "bias", nn.initializers.zeros,
-                       self.shape[1:], self.axes[1:])
+                       self.shape[1:], axes)
       y_BTF += bias.reshape(-1).astype(y_BTF.dtype)
     return y_BTF
 

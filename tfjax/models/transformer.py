@@ -153,14 +153,15 @@ class Stack(nn.Module):
       if length > config.context_length:
         raise ValueError(f"{length} tokens do not fit model.context_length "
                          f"{config.context_length}")
-      x_BTD += self.position_embedding()[
+      x_BTD += layers.constrain(self.position_embedding(), None, "stream")[
           positions_BT + config.position_offset].astype(dtype)
     elif config.positions == "sinusoidal":
       x_BTD += layers.sinusoids(positions_BT, config.d_model).astype(dtype)
     if config.num_token_types:
       types = jnp.zeros((1, 1), jnp.int32) if token_types is None else (
           token_types)
-      x_BTD += self.token_type_embedding()[types].astype(dtype)
+      x_BTD += layers.constrain(
+          self.token_type_embedding(), None, "stream")[types].astype(dtype)
     if config.embedding_norm:
       x_BTD = self.embedding_norm(x_BTD)
     bias_NTS = None
@@ -281,7 +282,8 @@ class Transformer(nn.Module):
     return logits_BPV if bias_V is None else logits_BPV + bias_V
 
   def _embed(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-    x_BTD = self.token_embedding()[tokens_BT].astype(jnp.dtype(self.dtype))
+    x_BTD = layers.lookup(self.token_embedding(), tokens_BT).astype(
+        jnp.dtype(self.dtype))
     if self.config.scale_embedding:
       x_BTD *= self.config.d_model ** 0.5
     return x_BTD
@@ -384,13 +386,13 @@ class ParameterCounts:
 def abstract_parameters(module: Transformer) -> dict:
   """Shapes and logical axes of the parameters; nothing is computed."""
   return jax.eval_shape(module.init, jax.random.key(0),
-                        example_inputs(module.config, 1))["params"]
+                        example_inputs(module.config))["params"]
 
 
-def example_inputs(config: config_lib.ModelConfig,
-                   batch_size: int) -> inputs_lib.Inputs:
-  """The smallest inputs that use every parameter."""
-  tokens = jnp.zeros((batch_size, 1), jnp.int32)
+def example_inputs(config: config_lib.ModelConfig, batch_size: int = 1,
+                   length: int = 1) -> inputs_lib.Inputs:
+  """Inputs that use every parameter."""
+  tokens = jnp.zeros((batch_size, length), jnp.int32)
   source = (inputs_lib.Inputs(tokens)
             if config.architecture == "encoder_decoder" else None)
   return inputs_lib.Inputs(tokens, source=source)

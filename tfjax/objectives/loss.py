@@ -36,7 +36,7 @@ def loss_sum(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
   """Summed loss in nats, and the weight that it sums over (tokens)."""
   total = cross_entropy.loss_sum(
-      *_features(model, params, batch), batch.targets, batch.weights)
+      model.backend, *_features(model, params, batch), batch.targets, batch.weights)
   return total, batch.weights.sum()
 
 
@@ -45,7 +45,7 @@ def losses(
 ) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
   """Per example: summed loss in nats, and its weight (tokens)."""
   loss_BP = cross_entropy.losses(
-      *_features(model, params, batch), batch.targets, batch.weights)
+      model.backend, *_features(model, params, batch), batch.targets, batch.weights)
   return loss_BP.sum(1), batch.weights.sum(1)
 
 

@@ -30,7 +30,6 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     # Of activations.
     "batch": ("data", "fsdp"),
     "length": "sequence",
-    "stream": None,
     # Of parameters.
     "embed": "fsdp",
     "position": None,
@@ -39,6 +38,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "head_dim": None,
     "layers": None,
     # Of both.
+    "stream": None,
     "vocab": "tensor",
     "heads": "tensor",
     "kv_heads": "tensor",
@@ -197,7 +197,8 @@ def parameter_shardings(boxed: dict, mesh: Mesh) -> Any:
   """A sharding for each parameter of a tree with logical axes.
 
   Raises:
-    ValueError: a parameter has no axes, or its dimension does not divide.
+    ValueError: a parameter has no axes.
+    ConfigError: a dimension does not divide over the mesh.
   """
   def one(path, leaf):
     where = "parameter " + "/".join(
@@ -208,9 +209,9 @@ def parameter_shardings(boxed: dict, mesh: Mesh) -> Any:
     for size, axis, target in zip(leaf.value.shape, leaf.names, spec):
       parts = math.prod(mesh.shape[name] for name in _names(target))
       if size % parts:
-        raise ValueError(
-            f"{where}: its {axis!r} dimension of {size} does not divide over "
-            f"the {parts} devices of mesh axis {target!r}" + (
+        raise config_lib.ConfigError(
+            f"mesh.{target}", f"{parts} does not divide the {axis!r} "
+            f"dimension, {size}, of {where}" + (
                 f"; set model.vocab_size to {-(-size // parts) * parts}"
                 if axis == "vocab" else ""))
     return NamedSharding(mesh, spec)

@@ -129,8 +129,10 @@ class Steps:
                        else replicated))
 
   def _init(self, key: Array, schedule: optimizers.Schedule) -> TrainState:
+    # The smallest that divide over the mesh.
     inputs = transformer.example_inputs(
-        self.model.config, self.mesh.size)  # a row a device
+        self.model.config, sharding.row_parts(self.mesh),
+        self.mesh.shape["sequence"])
     params = nn.meta.unbox(self.model.init(key, inputs)["params"])
     # An explicit type: a weakly typed 0 would compile the step twice.
     recent = None
@@ -195,8 +197,9 @@ class Steps:
       (total, weight), gradients = gradient(params, part)
       return jax.tree.map(jnp.add, sums, (total, weight, gradients)), None
 
-    zero = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like,
-                                                         params))
+    # Each device keeps the sums of its own part of the parameters.
+    zero = (jnp.float32(0), jnp.float32(0), jax.lax.with_sharding_constraint(
+        jax.tree.map(jnp.zeros_like, params), self._shardings.params))
     sums, _ = jax.lax.scan(add, zero, jax.tree.map(cut, batch))
     return sums
 
