@@ -3,6 +3,8 @@
 
     scripts/bench.py [--shapes=i,ii,iii] [--rounds=3] [--cores=1] [--json=FILE]
     scripts/bench.py --generate
+    scripts/bench.py --scale [--json=FILE]
+    scripts/bench.py --device=gpu [--shapes=124M,350M,1.3B] [--json=FILE]
 
 Every contender is a process of its own, pinned to the same cores, with the
 same GPT-2 shape, batch and float32; short bursts of steps are taken in turn,
@@ -12,7 +14,9 @@ are tokens a second of CPU time on one core, of wall time on several. The
 alone. Shape `loss` is the head and its cross-entropy by themselves, in tfjax's
 chunked form and as written, values and gradients. Shapes `generate-...` are
 greedy generation with a key-value cache (scripts/bench_generation.py): rates
-are of new tokens, in the time of prompts and new tokens together.
+are of new tokens, in the time of prompts and new tokens together. `--scale` is
+what meshes, depth, restarts, input and checkpoints cost (bench_scale.py),
+`--device` utilisation of an accelerator (bench_device.py).
 """
 
 import dataclasses
@@ -47,6 +51,10 @@ _SHAPES = flags.DEFINE_list(
     "shapes", None, "which to measure; unset: all of training, or all of "
     "generation")
 _GENERATE = flags.DEFINE_bool("generate", False, "measure generation")
+_SCALE = flags.DEFINE_bool(
+    "scale", False, "measure what scale costs, on simulated devices")
+_DEVICE = flags.DEFINE_string(
+    "device", "", "gpu or tpu: measure utilisation of the accelerators here")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "bursts of each contender")
 _CORES = flags.DEFINE_integer("cores", 1, "cores that a contender may use")
 _STEPS = flags.DEFINE_integer("steps", 0, "steps a burst; 0: by the shape")
@@ -400,13 +408,41 @@ def print_table(name: str, figures: dict[str, Any]) -> None:
           " (their tokens differ)"))
 
 
+def write_json(figures: dict[str, Any]) -> None:
+  if _JSON.value:
+    pathlib.Path(_JSON.value).write_text(json.dumps(figures, indent=1) + "\n")
+
+
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments: {argv[1:]}")
   if _SERVE.value:
     contender, shape = _SERVE.value.split(":")
     serve(contender, SHAPES[shape])
-    return
+  elif _DEVICE.value:
+    measure_device()
+  elif _SCALE.value:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    tuning.restart_tuned(config_lib.RuntimeConfig())
+    import bench_scale
+    write_json(bench_scale.main(_ROUNDS.value))
+  else:
+    compare()
+
+
+def measure_device() -> None:
+  import jax
+  import bench_device
+  if jax.default_backend() != _DEVICE.value:
+    sys.exit(f"JAX has no {_DEVICE.value} here, but {jax.default_backend()}; "
+             "is the extra for it installed?")
+  models = _SHAPES.value or [name for name, (_, goal) in
+                             bench_device.MODELS.items() if goal]
+  write_json(bench_device.main(models, _ROUNDS.value))
+
+
+def compare() -> None:
+  """tfjax beside the other contenders, shape by shape."""
   contenders = list(_CONTENDERS.value)
   if "transformers" in contenders and not all(
       importlib.util.find_spec(m) for m in ("torch", "transformers")):
@@ -423,9 +459,7 @@ def main(argv: list[str]) -> None:
     who = contenders if SHAPES[name].num_layers else list(LOSSES)
     results[name] = measure(name, who, _CORES.value)
     print_table(name, results[name])
-  if _JSON.value:
-    pathlib.Path(_JSON.value).write_text(
-        json.dumps(dict(load=load, shapes=results), indent=1) + "\n")
+  write_json(dict(load=load, shapes=results))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def batch(make_config, changes: dict[str, Any],
   objective = objectives.create(
       config, vocabulary_lib.of(config, tokenizers.byte_level()))
   return objective.batch(windows, WEIGHTS[:len(windows)],
-                         objectives.generators(0, 0, range(len(windows))))
+                         objectives.Generators(0, 0, range(len(windows))))
 
 
 def test_the_target_is_the_next_token(make_config) -> None:

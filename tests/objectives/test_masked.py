@@ -35,7 +35,7 @@ def batch(objective: masked.Masked, windows: np.ndarray = WINDOWS,
           step: int = 0) -> loss.Batch:
   rows = range(len(windows))
   return objective.batch(windows, np.ones(len(windows), np.float32),
-                         objectives.generators(0, step, rows))
+                         objectives.Generators(0, step, rows))
 
 
 def near(found: float, share: float, count: int) -> bool:
@@ -112,7 +112,7 @@ def test_windows_with_little_to_predict_are_padded(make_config) -> None:
 def test_windows_of_no_weight_do_not_count(make_config) -> None:
   made = make(make_config).batch(
       WINDOWS[:2], np.array([0, 1], np.float32),
-      objectives.generators(0, 0, range(2)))
+      objectives.Generators(0, 0, range(2)))
   np.testing.assert_array_equal(made.weights.sum(1), [0, 77])
   assert made.weights.dtype == np.float32
 

@@ -71,11 +71,11 @@ def test_generators_differ_by_seed_split_step_and_row() -> None:
   drawn = {}
   for seed, step, row in itertools.product((0, 1), (None, 0, 1), (0, 1, 7)):
     drawn[seed, step, row] = tuple(
-        objectives.generators(seed, step, [row])[0].random(8))
+        objectives.Generators(seed, step, [row])[0].random(8))
   assert len(set(drawn.values())) == len(drawn)
   # No stream is another one shifted.
   assert len(set(itertools.chain(*drawn.values()))) == 8 * len(drawn)
-  together = objectives.generators(1, 1, range(8))
+  together = objectives.Generators(1, 1, range(8))
   assert tuple(together[7].random(8)) == drawn[1, 1, 7]
 
 

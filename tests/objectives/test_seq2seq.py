@@ -43,7 +43,7 @@ def batch(objective: objectives.Objective, windows=WINDOWS,
   rows = range(len(windows) if isinstance(windows, np.ndarray)
                else len(windows.source))
   return objective.batch(windows, np.ones(len(rows), np.float32),
-                         objectives.generators(0, step, rows))
+                         objectives.Generators(0, step, rows))
 
 
 def check_shapes(made: loss.Batch, lengths: lengths_lib.Lengths) -> None:

@@ -31,19 +31,24 @@ def create(config: config_lib.ExperimentConfig,
   return OBJECTIVES[config.objective.name](config, vocabulary)
 
 
-def generators(seed: int, step: int | None,
-               rows: Iterable[int]) -> list[np.random.Generator]:
+class Generators(Sequence[np.random.Generator]):
   """One generator a row: of the batch of a training step, or, without a step,
-  of the held-out windows."""
-  # A counter-based generator starts anywhere at no cost: the seed and the
-  # split are its key, step and row the high words of its counter.
-  key = np.array([seed, step is None], np.uint64)
-  rows = list(rows)
-  counters = np.zeros((len(rows), 4), np.uint64)
-  counters[:, 1] = rows
-  counters[:, 2] = step or 0
-  return [np.random.Generator(np.random.Philox(key=key, counter=counter))
-          for counter in counters]
+  of the held-out windows. Made when asked for: not every objective asks."""
+
+  def __init__(self, seed: int, step: int | None, rows: Iterable[int]):
+    # A counter-based generator starts anywhere at no cost: the seed and the
+    # split are its key, step and row the high words of its counter.
+    self._key = np.array([seed, step is None], np.uint64)
+    self._step = step or 0
+    self._rows = list(rows)
+
+  def __len__(self) -> int:
+    return len(self._rows)
+
+  def __getitem__(self, index: int) -> np.random.Generator:
+    counter = np.array([0, self._rows[index], self._step, 0], np.uint64)
+    return np.random.Generator(np.random.Philox(
+        key=self._key, counter=counter))
 
 
 class TrainingBatches:
@@ -59,7 +64,7 @@ class TrainingBatches:
     rows = self._batches.rows
     return self._objective.batch(
         self._batches[step], np.ones(len(rows), np.float32),
-        generators(self._seed, step, rows))
+        Generators(self._seed, step, rows))
 
 
 class EvaluationBatches(Sequence[loss.Batch]):
@@ -78,4 +83,4 @@ class EvaluationBatches(Sequence[loss.Batch]):
     windows, weights_L = self._batches[index]
     return self._objective.batch(
         windows, weights_L,
-        generators(self._seed, None, self._batches.windows(index)))
+        Generators(self._seed, None, self._batches.windows(index)))
