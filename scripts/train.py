@@ -6,12 +6,15 @@
 
 Started again, it goes on from its checkpoint; a finished run is not run again.
 Exits with 0 when the run is complete, 1 when it failed or diverged, 2 when it
-cannot be run (a bad config, a directory that cannot be used), 130 when it was
-stopped.
+cannot be run (a bad config, a directory that cannot be used), 75 when SIGTERM
+or SIGUSR1 stopped it and a scheduler should start it again, 130 when a person
+stopped it.
 """
 
 import logging
+import os
 import pathlib
+import signal
 import sys
 from typing import Sequence
 
@@ -27,6 +30,7 @@ from tfjax import commandline
 from tfjax import config as config_lib
 from tfjax import train
 from tfjax.data import corpora
+from tfjax.train import cluster
 from tfjax.train import loop
 from tfjax.train import records
 from tfjax.train import tuning
@@ -39,7 +43,7 @@ _HELP = flags.DEFINE_bool(
     "help_config", False, "list every config key with its type and meaning")
 flags.mark_flag_as_required("config")
 
-_EXIT = {"complete": 0, "interrupted": 130}
+_FAILED, _REQUEUE, _STOPPED = 1, os.EX_TEMPFAIL, 130
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -49,18 +53,24 @@ def main(arguments: Sequence[str]) -> int:
     print("\n".join(config_lib.describe()))
     return 0
   absl_logging.set_verbosity(absl_logging.WARNING)
+  # Until there is a state to save, and after the second one.
+  for number in (signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, lambda *_: sys.exit(_REQUEUE))
   try:
     config_dict = _CONFIG.value
     config_lib.override(config_dict, commandline.overrides())
     config = config_lib.resolve(config_dict)
-    tuning.restart_tuned(config.runtime)
+    tuning.restart_tuned(config.runtime, config.mesh)
     logging.getLogger("tfjax").setLevel(logging.INFO)
     record = train.run(config, _WORKDIR.value, on_row=_print_row)
+  except (records.WriteError, cluster.PeerError) as error:
+    commandline.refuse(error)
+    return _FAILED
   except (config_lib.ConfigError, corpora.DataError, records.RecordError,
           loop.RunDirectoryBusyError, OSError) as error:
     return commandline.refuse(error)
   except KeyboardInterrupt:
-    return _EXIT["interrupted"]
+    return _STOPPED
   print(f"{record.status}: {pathlib.Path(_WORKDIR.value) / record.run_id}")
   if record.loss is not None:
     error = ("" if record.loss_stderr is None
@@ -73,14 +83,25 @@ def main(arguments: Sequence[str]) -> int:
           f"{record.loss_counts})")
   if record.status_reason:
     print(record.status_reason)
-  return _EXIT.get(record.status, 1)
+  return _exit_code(record)
+
+
+def _exit_code(record: records.RunRecord) -> int:
+  if record.status == "interrupted":
+    return _STOPPED if record.stopped_by == "SIGINT" else _REQUEUE
+  return 0 if record.status == "complete" else _FAILED
 
 
 def _print_row(row: dict[str, object]) -> None:
   """One line of metrics on the terminal."""
+  if row["kind"] == "rollback":
+    print(f"rollback   step {row['step']:>7}  to step {row['to_step']}: "
+          f"{row['reason']}", flush=True)
+    return
   rate = row.get("tokens_per_second")
   print(f"{row['kind']:<10} step {row['step']:>7}  loss {row['loss']:.4f}"
-        + (f"  {rate:,.0f} tokens/s" if rate else ""), flush=True)
+        + (f"  {rate:,.0f} tokens/s" if rate else "")
+        + ("  bad" if row.get("bad") else ""), flush=True)
 
 
 if __name__ == "__main__":

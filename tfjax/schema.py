@@ -170,7 +170,7 @@ class ModelConfig:
       "outputs, or whole blocks", one_of("none", "dots", "full"))
   attention: str = field(
       "auto", "attention implementation; auto: by backend",
-      one_of("auto", "reference", "blocks", "dot_product"),
+      one_of("auto", "reference", "blocks", "dot_product", "cudnn", "splash"),
       affects_result=False)
 
 
@@ -422,6 +422,11 @@ class MeshConfig:
   sequence: int = field(1, "parts of every sequence", at_least(1))
   tensor: int = field(
       1, "parts of heads, feed-forward width and vocabulary", at_least(1))
+
+  @property
+  def num_devices(self) -> int:
+    """The least that it needs."""
+    return (self.data or 1) * self.fsdp * self.sequence * self.tensor
 
 
 @dataclasses.dataclass(frozen=True)

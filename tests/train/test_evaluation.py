@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Held-out loss, its error, and bits per byte."""
 
+import dataclasses
 import math
 import pathlib
+import types
 
 import jax
 import numpy as np
@@ -53,7 +55,7 @@ def test_the_loss_does_not_depend_on_the_batch(
   vocabulary = vocabulary_lib.of(config, store.tokenizer())
   config = budget_lib.with_vocabulary(config, vocabulary.size)
   objective = objectives.create(config, vocabulary)
-  mesh = sharding.make_mesh(config.runtime, 8)
+  mesh = sharding.make_mesh(config)
   steps = step_lib.steps_for(config, mesh)
   state = steps.init(jax.random.key(0), optimizers.make_schedule(
       config.optimizer, 10))
@@ -73,3 +75,25 @@ def test_the_loss_does_not_depend_on_the_batch(
     assert one.bits_per_byte == pytest.approx(one.loss / math.log(2))
   # Freshly made, it knows nothing but the size of the vocabulary.
   assert results[0].loss == pytest.approx(math.log(257), rel=0.02)
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+  process_index: int
+
+
+def test_a_row_that_two_processes_read_is_counted_by_one(
+    monkeypatch: pytest.MonkeyPatch) -> None:
+  """Four processes with a device each; tensor reaches from one to another."""
+  parts = [slice(0, 2), slice(2, 4), slice(0, 2), slice(2, 4)]
+  places = {Device(i): (part,) for i, part in enumerate(parts)}
+  monkeypatch.setattr(sharding, "batch_sharding", lambda mesh: (
+      types.SimpleNamespace(devices_indices_map=lambda shape: places)))
+  found = []
+  for process, part in enumerate(parts):
+    with monkeypatch.context() as patch:
+      patch.setattr(jax, "process_index", lambda p=process: p)
+      patch.setattr(sharding, "host_rows", lambda mesh, size, part=part: list(
+          range(size))[part])
+      found.append(evaluation._own_rows(None, 4).tolist())
+  assert found == [[True, True], [True, True], [False, False], [False, False]]

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run killed at any moment ends as if it had not been."""
+"""A run killed at any moment, and often, ends as if it had not been; so does
+one whose newest checkpoint is damaged meanwhile."""
 
 import json
+import multiprocessing
+import os
 import pathlib
 import random
-import subprocess
-import sys
 import time
 from typing import Any, Callable
 
@@ -15,31 +16,39 @@ import orbax.checkpoint as ocp
 import pytest
 
 from tfjax import config as config_lib
+from tfjax import train
 from tfjax.train import records
 
-STEPS, EVERY = 60, 7
-# Rows come slowly, most so before the first checkpoint, so that a kill finds
-# its moment on a busy machine too.
-PROGRAM = """
-import json, sys, time
-from tfjax import config, train
-values = json.load(open(sys.argv[1], encoding="utf-8"))
-train.run(config.from_dict(values), sys.argv[2], run_id="run",
-          on_row=lambda row: time.sleep(0.1 if row["step"] < 7 else 0.02))
-"""
+STEPS, EVERY = 150, 5
+# What is killed does not import all over again: a server has, and forks.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tfjax.train", __name__])
 
 
-def start(config: pathlib.Path, workdir: pathlib.Path) -> subprocess.Popen:
-  workdir.mkdir(exist_ok=True)
+def run(config: pathlib.Path, workdir: pathlib.Path) -> None:
+  """In the process that is killed. Rows come slowly, most so before the first
+  checkpoint, so that a kill finds its moment on a busy machine too."""
   with open(workdir / "log", "a", encoding="utf-8") as log:
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(config), str(workdir)],
-        stdout=log, stderr=log)
+    os.dup2(log.fileno(), 1)
+    os.dup2(log.fileno(), 2)
+  values = json.loads(config.read_text("utf-8"))
+  train.run(config_lib.from_dict(values), workdir, run_id="run",
+            on_row=lambda row: time.sleep(
+                0.1 if row["step"] < EVERY else 0.02))
 
 
-def finish(process: subprocess.Popen, workdir: pathlib.Path) -> None:
-  code = process.wait(timeout=300)
-  assert code == 0, (workdir / "log").read_text("utf-8")[-3000:]
+def start(config: pathlib.Path, workdir: pathlib.Path
+          ) -> multiprocessing.process.BaseProcess:
+  workdir.mkdir(exist_ok=True)
+  process = FORKS.Process(target=run, args=(config, workdir))
+  process.start()
+  return process
+
+
+def finish(process: multiprocessing.process.BaseProcess,
+           workdir: pathlib.Path) -> None:
+  process.join(timeout=300)
+  assert process.exitcode == 0, (workdir / "log").read_text("utf-8")[-3000:]
 
 
 def steps_on_file(run_dir: pathlib.Path) -> int:
@@ -48,27 +57,39 @@ def steps_on_file(run_dir: pathlib.Path) -> int:
   return max((row["step"] for row in found), default=0)
 
 
-def saved(run_dir: pathlib.Path) -> list[str]:
-  directory = run_dir / "checkpoints"
-  return [p.name for p in directory.iterdir()] if directory.exists() else []
+def saved(run_dir: pathlib.Path) -> list[int]:
+  return [int(path.name) for path in (run_dir / "checkpoints").glob("*")
+          if path.name.isdigit()]
 
 
-def unfinished(run_dir: pathlib.Path) -> bool:
-  """Whether there is a checkpoint that is not whole yet."""
-  return any("tmp" in name for name in saved(run_dir))
+def unfinished(run_dir: pathlib.Path, holding: str = "") -> bool:
+  """Whether there is a checkpoint, with this file, that is not whole yet."""
+  return any((run_dir / "checkpoints").glob(f"*tmp*/{holding}"))
 
 
-def kill_when(ready: Callable[[], bool], process: subprocess.Popen,
-              delay: float) -> None:
+def kill_when(ready: Callable[[], bool], delay: float,
+              process: multiprocessing.process.BaseProcess,
+              workdir: pathlib.Path) -> None:
   """SIGKILL, `delay` after `ready` first holds."""
   deadline = time.monotonic() + 300
   while not ready():
-    assert process.poll() is None, "the run ended before it could be killed"
+    assert process.is_alive(), (workdir / "log").read_text("utf-8")[-3000:]
     assert time.monotonic() < deadline
-    time.sleep(0.001)
+    time.sleep(0.0005)
   time.sleep(delay)
   process.kill()
-  assert process.wait() == -9
+  process.join()
+  assert process.exitcode == -9, "the run ended before it could be killed"
+
+
+def damage_newest(run_dir: pathlib.Path) -> None:
+  """Turns over a bit of the arrays in the newest checkpoint."""
+  checkpoint = run_dir / "checkpoints" / str(max(saved(run_dir)))
+  path = max((path for path in (checkpoint / "state").rglob("*")
+              if path.is_file()), key=lambda path: path.stat().st_size)
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
 
 
 def rows(run_dir: pathlib.Path) -> list[dict[str, Any]]:
@@ -87,7 +108,7 @@ def final_state(run_dir: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_bit_by_bit_like_one_that_was_not(
+def test_a_run_killed_twenty_times_ends_bit_by_bit_like_one_that_was_not(
     make_config, tmp_path: pathlib.Path) -> None:
   config = tmp_path / "config.json"
   config.write_text(json.dumps(config_lib.to_dict(make_config({
@@ -96,34 +117,44 @@ def test_a_killed_run_ends_bit_by_bit_like_one_that_was_not(
   whole, killed = tmp_path / "whole", tmp_path / "killed"
   run_dir = killed / "run"
   choose = random.Random(0)
-  beside = start(config, whole)
+  finish(start(config, whole), whole)
+
+  def moment(kind: str) -> tuple[Callable[[], bool], float]:
+    done = steps_on_file(run_dir)
+    if kind == "save":  # from the directory's creation to its rename
+      return lambda: unfinished(run_dir), choose.uniform(0, 0.05)
+    if kind == "manifest":  # written, and not yet renamed
+      return lambda: unfinished(run_dir, "manifest.json"), 0.0
+    if kind == "start":  # while it starts, restores, takes the first steps
+      return lambda: True, choose.uniform(0, 1.5)
+    step = done + choose.randrange(1, 10)
+    return lambda: steps_on_file(run_dir) >= step, choose.uniform(0, 0.03)
 
   # Before the first checkpoint is whole.
-  process = start(config, killed)
-  kill_when(lambda: steps_on_file(run_dir) >= 3, process, 0.0)
-  assert not any(name.isdigit() for name in saved(run_dir))
-  assert steps_on_file(run_dir) < EVERY
-  finish(beside, whole)
-
-  # While a checkpoint is being written: Orbax renames it when it is whole.
-  for _ in range(5):
-    process = start(config, killed)
-    kill_when(lambda: unfinished(run_dir), process, 0.0)
-    if unfinished(run_dir):
-      break
-  assert unfinished(run_dir), "every kill came after the rename"
-
-  # At some moment between two checkpoints, and at some moment near the end.
-  for step in (choose.randrange(16, 35), choose.randrange(40, 55)):
-    process = start(config, killed)
-    kill_when(lambda at=step: steps_on_file(run_dir) >= at, process,
-              choose.uniform(0, 0.03))
+  kill_when(lambda: steps_on_file(run_dir) >= 2, 0.0,
+            start(config, killed), killed)
+  assert not saved(run_dir) and steps_on_file(run_dir) < EVERY
+  moments = ["save"] * 7 + ["manifest"] * 2 + ["step"] * 7 + ["start"] * 3
+  choose.shuffle(moments)
+  during_saves, damaged, reached = 0, 0, set()
+  for number, kind in enumerate(moments):
+    if number % 6 == 5 and len(saved(run_dir)) == 2:
+      damage_newest(run_dir)
+      damaged += 1
+    kill_when(*moment(kind), start(config, killed), killed)
     assert records.read_result(run_dir) is None
+    during_saves += unfinished(run_dir)
+    reached.add(max(saved(run_dir), default=0))
+  assert during_saves >= 4 and len(reached) >= 5
   finish(start(config, killed), killed)
 
   record = records.read_result(run_dir)
-  assert record["status"] == "complete" and record["resumes"] >= 2
+  assert record["status"] == "complete" and record["resumes"] >= 5
   assert not unfinished(run_dir)
+  set_aside = list((run_dir / "checkpoints" / "damaged").iterdir())
+  assert damaged >= 2 and len(set_aside) == damaged
+  log = (killed / "log").read_text("utf-8")
+  assert log.count("does not have its checksum) and now lies in") == damaged
   reference = records.read_result(whole / "run")
   assert reference["resumes"] == 0
   for name in ("loss", "loss_stderr", "bits_per_byte", "train_loss",

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run from config to record: how it ends, resumes and is refused."""
 
+import errno
 import json
 import math
 import os
 import pathlib
 import signal
-from typing import Any
+import subprocess
+import sys
+from typing import Any, Callable
 
 import jax
 import numpy as np
@@ -16,10 +19,13 @@ import pytest
 from tfjax import config as config_lib
 from tfjax import train
 from tfjax.data import store as store_lib
+from tfjax.train import claim
+from tfjax.train import clock
 from tfjax.train import evaluation
 from tfjax.train import loop
 from tfjax.train import records
 from tfjax.train import step as step_lib
+from tfjax.train import watchdog
 
 TIMINGS = ("seconds", "tokens_per_second")
 # What result.json promises to hold, known or null.
@@ -78,6 +84,11 @@ def test_a_run_leaves_its_whole_record(
   assert record.epochs == pytest.approx(768 / (16 * windows))
   assert record.unique_tokens == 768
   assert (record.device_kind, record.device_count) == ("cpu", 1)
+  assert (record.process_count, record.mesh) == (
+      1, dict(data=1, fsdp=1, sequence=1, tensor=1))
+  assert (record.bad_steps, record.rollbacks, record.failed_saves,
+          record.tokens_undone) == (0, 0, 0, 0)
+  assert record.init_from is None and record.stopped_by is None
   assert record.mfu is None and record.energy_kwh is None
   assert record.loss_stderr > 0
   assert record.tokens_per_second == pytest.approx(
@@ -161,7 +172,7 @@ def test_a_run_does_not_depend_on_the_devices(
   put = step_lib.put
 
   def listen(target, batch):
-    fed.setdefault(target.mesh.size, []).append(batch.inputs.tokens)
+    fed.setdefault(target.size, []).append(batch.inputs.tokens)
     return put(target, batch)
   monkeypatch.setattr(step_lib, "put", listen)
   found = {}
@@ -190,8 +201,6 @@ def test_a_finished_run_is_not_run_again(
     raise AssertionError("trained again")
   monkeypatch.setattr(loop, "_Run", never)
   assert train.run(config, tmp_path) == record
-  with pytest.raises(ValueError, match="finished run of another config"):
-    train.run(make_config({"seed": 9}), tmp_path, run_id=record.run_id)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(
@@ -266,7 +275,8 @@ def interrupt(number: signal.Signals, step: int):
   return on_row
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1,
+                                    signal.SIGINT])
 def test_an_interrupted_run_goes_on_where_it_stopped(
     number: signal.Signals, make_config, tmp_path: pathlib.Path) -> None:
   config = make_config({"duration.steps": 12})
@@ -276,6 +286,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
   assert signal.getsignal(number) is before
   run_dir = tmp_path / record.run_id
   assert (record.status, record.resumes) == ("interrupted", 0)
+  assert record.stopped_by == number.name
   assert 5 <= record.steps <= 7
   assert record.status_reason == f"stopped after step {record.steps} of 12"
   assert record.loss is None
@@ -283,6 +294,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
   assert strict(run_dir / "result.json")["status"] == "interrupted"
   again = train.run(config, tmp_path)
   assert (again.status, again.resumes, again.steps) == ("complete", 1, 12)
+  assert again.stopped_by is None
   assert again.loss == whole.loss
   assert again.device_seconds > record.device_seconds
   whole_dir = tmp_path / "whole" / whole.run_id
@@ -306,27 +318,40 @@ def test_a_signal_before_the_first_step_ends_the_run_at_once(
   assert train.run(config, tmp_path).status == "complete"
 
 
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGUSR1])
 def test_the_second_signal_ends_a_run_at_once(
-    make_config, tmp_path: pathlib.Path) -> None:
+    first: signal.Signals, make_config, tmp_path: pathlib.Path) -> None:
   def twice(row: dict[str, Any]) -> None:
     if row["step"] == 3:
-      signal.raise_signal(signal.SIGINT)
+      signal.raise_signal(first)
       signal.raise_signal(signal.SIGINT)
   with pytest.raises(KeyboardInterrupt):
     train.run(make_config(), tmp_path, on_row=twice)
+
+
+def test_a_signal_that_is_ignored_stays_so(
+    make_config, tmp_path: pathlib.Path) -> None:
+  """A sweep's worker leaves Ctrl-C to its parent."""
+  before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+  try:
+    record = train.run(make_config(), tmp_path,
+                       on_row=interrupt(signal.SIGINT, 2))
+  finally:
+    signal.signal(signal.SIGINT, before)
+  assert record.status == "complete"
 
 
 def test_a_run_that_another_process_has_just_finished_is_left_alone(
     make_config, tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch) -> None:
   config = make_config()
-  claim = loop._claim
+  directory = claim.directory
 
   def late(run_dir: pathlib.Path):
-    monkeypatch.setattr(loop, "_claim", claim)
+    monkeypatch.setattr(claim, "directory", directory)
     train.run(config, tmp_path)
-    return claim(run_dir)
-  monkeypatch.setattr(loop, "_claim", late)
+    return directory(run_dir)
+  monkeypatch.setattr(claim, "directory", late)
   assert train.run(config, tmp_path).resumes == 0
 
 
@@ -344,36 +369,100 @@ def test_a_directory_in_use_is_refused(
   assert refused
 
 
-def test_a_resume_on_another_corpus_is_refused(
-    make_config, tmp_path: pathlib.Path) -> None:
+@pytest.fixture(name="corpus")
+def _corpus(make_config, tmp_path: pathlib.Path
+            ) -> Callable[[bool], config_lib.ExperimentConfig]:
+  """corpus(True) has one line more than corpus(False), in the same file."""
   path = tmp_path / "text.txt"
   lines = [f"line {i} has some {i * i} words of its own" for i in range(400)]
-  path.write_text("\n".join(lines), encoding="utf-8")
-  stamp = path.stat()
-  config = make_config({
-      "data.corpus": "files", "data.files": (str(path),),
-      "data.text_unit": "line", "data.validation_fraction": 0.3,
-      "data.cache_dir": str(tmp_path / "stores"), "duration.steps": 12})
+
+  def write(more: bool) -> config_lib.ExperimentConfig:
+    path.write_text("\n".join(lines + ["one more line"] * more), "utf-8")
+    os.utime(path, ns=(0, int(more)))
+    return make_config({
+        "data.corpus": "files", "data.files": (str(path),),
+        "data.text_unit": "line", "data.validation_fraction": 0.3,
+        "data.cache_dir": str(tmp_path / "stores"), "duration.steps": 12})
+  return write
+
+
+def test_a_resume_on_another_corpus_is_refused(
+    corpus, tmp_path: pathlib.Path) -> None:
+  config = corpus(False)
   stopped = train.run(config, tmp_path, on_row=interrupt(signal.SIGTERM, 3))
-  path.write_text("\n".join(lines + ["one more line"]), encoding="utf-8")
-  with pytest.raises(ValueError, match="the corpus has changed.*delete the run "
-                     "directory"):
+  corpus(True)
+  with pytest.raises(records.RecordError, match="the corpus has changed.*"
+                     "delete the run directory"):
     train.run(config, tmp_path)
-  path.write_text("\n".join(lines), encoding="utf-8")
-  os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+  corpus(False)
   again = train.run(config, tmp_path)
   assert again.run_id == stopped.run_id and again.status == "complete"
 
 
+def test_a_finished_run_on_another_corpus_is_refused(
+    corpus, tmp_path: pathlib.Path) -> None:
+  config = corpus(False)
+  record = train.run(config, tmp_path)
+  path = tmp_path / record.run_id / "result.json"
+  corpus(True)
+  with pytest.raises(records.RecordError, match="the corpus has changed since "
+                     "this run was finished"):
+    train.run(config, tmp_path)
+  (tmp_path / "text.txt").unlink()  # no telling any more
+  assert train.run(config, tmp_path) == record
+  corpus(True)
+  path.write_text(json.dumps(strict(path) | {"token_store": None}), "utf-8")
+  assert train.run(config, tmp_path).loss == record.loss
+
+
 def test_a_resume_under_another_config_is_refused(
     make_config, tmp_path: pathlib.Path) -> None:
-  config = make_config({"duration.steps": 12})
+  config = make_config({"duration.steps": 12, "train.log_every_steps": 1})
   train.run(config, tmp_path, run_id="mine",
             on_row=interrupt(signal.SIGTERM, 3))
-  other = make_config({"duration.steps": 12, "optimizer.learning_rate": 0.5})
-  with pytest.raises(ValueError, match="another config"):
+  files = [tmp_path / "mine" / name for name in ("config.json", "result.json")]
+  before = [path.read_text("utf-8") for path in files]
+  other = make_config({
+      "duration.steps": 12, "optimizer.learning_rate": 0.5,
+      "model.family": "llama", "train.log_every_steps": 3})
+  with pytest.raises(records.RecordError) as error:
     train.run(other, tmp_path, run_id="mine")
+  first, *lines, remedy = str(error.value).splitlines()
+  assert first == f"{tmp_path / 'mine'} holds an unfinished run of another " + (
+      "config:")
+  assert "  optimizer.learning_rate: 0.001 there, 0.5 here" in lines
+  assert "  model.family: 'gpt2' there, 'llama' here" in lines
+  assert "  model.norm: 'layer_norm' there, 'rms_norm' here" in lines
+  assert not any("log_every" in line for line in lines)
+  for word in ("run_id", "workdir", "delete", "init_from"):
+    assert word in remedy
+  assert [path.read_text("utf-8") for path in files] == before
+  # The checkpoint knows too, and of what this version does not have.
+  files[0].unlink()
+  fewer = make_config({"duration.steps": 12, "optimizer.learning_rate": 0.5})
+  with pytest.raises(records.RecordError, match="learning_rate: 0.001 there"):
+    train.run(fewer, tmp_path, run_id="mine")
+  values = json.loads(before[0])
+  del values["seed"]
+  values["train"]["magic"] = 1
+  files[0].write_text(json.dumps(values), "utf-8")
+  with pytest.raises(records.RecordError) as error:
+    train.run(config, tmp_path, run_id="mine")
+  assert str(error.value).splitlines()[1:-1] == [
+      "  seed: no such key there, 0 here",
+      "  train.magic: 1 there, no such key here"]
+  files[0].write_text(before[0], "utf-8")
   assert train.run(config, tmp_path, run_id="mine").resumes == 1
+
+
+def test_a_finished_run_of_another_config_is_refused(
+    make_config, tmp_path: pathlib.Path) -> None:
+  config = make_config()
+  record = train.run(config, tmp_path, run_id="mine")
+  with pytest.raises(records.RecordError, match="a finished run of another "
+                     r"config:\n  seed: 0 there, 9 here\n"):
+    train.run(make_config({"seed": 9}), tmp_path, run_id="mine")
+  assert train.run(config, tmp_path, run_id="mine") == record
 
 
 def test_checkpoints_are_as_many_as_asked(
@@ -382,3 +471,216 @@ def test_checkpoints_are_as_many_as_asked(
   record = train.run(config, tmp_path)
   saved = {p.name for p in (tmp_path / record.run_id / "checkpoints").iterdir()}
   assert saved == {"4", "6"}
+
+
+def test_time_and_devices_add_up_over_an_interruption(
+    make_config, tmp_path: pathlib.Path) -> None:
+  changes = {"duration.steps": 12}
+  one = train.run(make_config(changes | {"runtime.num_devices": 1}), tmp_path,
+                  on_row=interrupt(signal.SIGTERM, 5))
+  two = train.run(make_config(changes | {"runtime.num_devices": 2}), tmp_path)
+  assert (one.device_count, two.device_count, two.resumes) == (1, 2, 1)
+  assert two.mesh["data"] == 2
+  seconds = two.tokens_seen / two.tokens_per_second
+  # Saving is not training: both clocks stood at what was saved.
+  assert two.device_seconds == pytest.approx(
+      one.device_seconds + 2 * (seconds - one.device_seconds), rel=1e-3)
+  saved = json.loads((tmp_path / two.run_id / "checkpoints" / "12" /
+                      "counters" / "metadata").read_text("utf-8"))
+  assert saved["tokens"] == 12 * 128
+  assert saved["flops"] == 12 * 128 * 46_176
+  assert saved["device_seconds"] == pytest.approx(two.device_seconds)
+  assert saved["resumes"] == 1 and saved["store"] == two.token_store
+  assert saved["config"]["runtime"]["num_devices"] == 2
+
+
+def test_weights_alone_come_from_another_run(
+    make_config, tmp_path: pathlib.Path) -> None:
+  first = train.run(make_config({
+      "duration.steps": 20, "optimizer.learning_rate": 0.03}), tmp_path)
+  source = str(tmp_path / first.run_id)
+  changes = {"duration.steps": 1, "optimizer.learning_rate": 1e-12}
+  second = train.run(make_config(changes | {"init_from": source}), tmp_path)
+  scratch = train.run(make_config(changes), tmp_path)
+  assert second.loss == pytest.approx(first.loss, rel=1e-6)
+  assert abs(scratch.loss - first.loss) > 0.1
+  assert (first.init_from, second.init_from) == (None, source)
+  assert (second.steps, second.resumes) == (1, 0)
+  with pytest.raises(config_lib.ConfigError) as error:
+    train.run(make_config({"init_from": str(tmp_path)}), tmp_path)
+  assert error.value.key == "init_from"
+
+
+@pytest.mark.parametrize("every_steps, steps", [
+    (None, {"6", "11", "12"}), (8, {"6", "8", "12"})])
+def test_checkpoints_come_by_the_clock(
+    every_steps: int | None, steps: set[str], make_config,
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+  now = [0.0]
+  monkeypatch.setattr(clock.time, "monotonic", lambda: now[0])
+
+  def tick(row: dict[str, Any]) -> None:
+    # Rows come one step late: the clock moves while step + 1 is on its way.
+    now[0] += {4: 11.0, 7: 8.0, 9: 4.0}.get(row["step"], 0.0)
+  config = make_config({"checkpoint.every_seconds": 10.0, "duration.steps": 12,
+                        "checkpoint.every_steps": every_steps,
+                        "checkpoint.keep": 9})
+  record = train.run(config, tmp_path, on_row=tick)
+  saved = {p.name for p in (tmp_path / record.run_id / "checkpoints").iterdir()}
+  assert saved == steps
+
+
+def test_a_save_that_fails_is_counted_and_training_goes_on(
+    make_config, tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch) -> None:
+  save, tried = ocp.CheckpointManager.save, []
+
+  def full(self, step: int, *args, **kwargs):
+    tried.append(step)
+    if step in (2, 4):
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return save(self, step, *args, **kwargs)
+  monkeypatch.setattr(ocp.CheckpointManager, "save", full)
+  config = make_config({"checkpoint.every_steps": 2})
+  record = train.run(config, tmp_path)
+  assert tried == [2, 4, 6]
+  assert (record.status, record.failed_saves) == ("complete", 2)
+  assert train.run(config, tmp_path) == record
+
+
+def test_a_stop_that_could_not_be_saved_says_so(
+    make_config, tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch) -> None:
+  def full(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+  monkeypatch.setattr(ocp.CheckpointManager, "save", full)
+  record = train.run(make_config(), tmp_path,
+                     on_row=interrupt(signal.SIGTERM, 3))
+  assert (record.status, record.failed_saves) == ("interrupted", 1)
+  assert "could not be saved" in record.status_reason
+  assert "from step 0" in record.status_reason
+
+
+@pytest.mark.parametrize("result_too", [False, True])
+def test_rows_that_cannot_be_written_stop_the_run(
+    result_too: bool, make_config, tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+  write, replace = records.MetricsFile.write, os.replace
+
+  def fill(self, row: dict[str, Any]) -> None:
+    if row["step"] == 7:
+      self.close()
+      self._file = open("/dev/full", "ab", buffering=0)  # a full disk, really
+    write(self, row)
+
+  def replace_unless_result(source, target) -> None:
+    if pathlib.Path(target).name == "result.json":
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    replace(source, target)
+  config = make_config({"duration.steps": 12, "checkpoint.every_steps": 5})
+  whole, seen = train.run(config, tmp_path / "whole"), []
+  with monkeypatch.context() as patch:
+    patch.setattr(records.MetricsFile, "write", fill)
+    if result_too:
+      patch.setattr(os, "replace", replace_unless_result)
+    with pytest.raises(records.WriteError) as error:
+      train.run(config, tmp_path, on_row=lambda row: seen.append(row["step"]))
+  # Row 7 is read in step 8; step 9 is the last, as all processes agree.
+  assert seen == list(range(1, 10))
+  for words in ("metrics.jsonl cannot be written", "No space left on device",
+                "make room", "is kept"):
+    assert words in str(error.value)
+  run_dir = tmp_path / whole.run_id
+  assert [p.name for p in (run_dir / "checkpoints").iterdir()] == ["5"]
+  if result_too:
+    assert not (run_dir / "result.json").exists()
+    assert "the failure itself is not on record" in caplog.text
+  else:
+    result = strict(run_dir / "result.json")
+    assert result["status"] == "failed"
+    assert "metrics.jsonl cannot be written" in result["status_reason"]
+  assert not list(run_dir.glob(".*.json.*"))
+  again = train.run(config, tmp_path)
+  assert (again.status, again.resumes) == ("complete", 1)
+  assert rows(run_dir) == rows(tmp_path / "whole" / whole.run_id)
+
+
+def test_the_watchdog_is_told_where_training_is(
+    make_config, tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch) -> None:
+  told = []
+  monkeypatch.setattr(watchdog.Watchdog, "at", lambda self, phase, step: (
+      told.append((phase, step))))
+  train.run(make_config({
+      "duration.steps": 3, "checkpoint.every_steps": 2}), tmp_path)
+  told.remove(("start", 0))
+  assert told == [
+      ("compile", 0), ("data", 1), ("step", 1), ("data", 2), ("step", 2),
+      ("checkpoint", 2), ("data", 3), ("step", 3), ("evaluation", 3),
+      ("checkpoint", 3)]
+
+
+# --- The command -------------------------------------------------------------
+
+
+def command(config: config_lib.ExperimentConfig, workdir: pathlib.Path
+            ) -> list[str]:
+  """scripts/train.py on that config, in a file."""
+  path = workdir / "experiment.py"
+  path.write_text(
+      "import json\nfrom tfjax import config as config_lib\n"
+      "def get_config():\n  config = config_lib.default()\n"
+      f"  config_lib.override(config, json.loads({json.dumps(flat(config))!r}))"
+      "\n  return config\n", "utf-8")
+  script = pathlib.Path(__file__).parents[2] / "scripts" / "train.py"
+  return [sys.executable, str(script), f"--config={path}",
+          f"--workdir={workdir}"]
+
+
+def flat(config: config_lib.ExperimentConfig) -> dict[str, Any]:
+  """What differs from the defaults, by dotted key."""
+  found = {}
+
+  def walk(values: dict, defaults: dict, prefix: str) -> None:
+    for name, value in values.items():
+      if isinstance(value, dict):
+        walk(value, defaults[name], f"{prefix}{name}.")
+      elif value != defaults[name]:
+        found[prefix + name] = value
+  walk(config_lib.to_dict(config), config_lib.default().to_dict(), "")
+  return found
+
+
+def test_a_second_process_is_refused(
+    make_config, tmp_path: pathlib.Path) -> None:
+  config = make_config()
+  done = []
+
+  def meanwhile(row: dict[str, Any]) -> None:
+    if row["step"] == 1:
+      done.append(subprocess.run(command(config, tmp_path), check=False,
+                                 capture_output=True, text=True))
+  record = train.run(config, tmp_path, on_row=meanwhile)
+  assert (record.status, len(done)) == ("complete", 1)
+  assert done[0].returncode == 2
+  assert f"another process is training in {tmp_path / record.run_id}" in (
+      done[0].stderr)
+
+
+@pytest.mark.parametrize("number, code", [
+    (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+def test_the_exit_code_says_whether_to_requeue(
+    number: signal.Signals, code: int, make_config,
+    tmp_path: pathlib.Path) -> None:
+  config = make_config({"duration.steps": 20_000, "data.max_epochs": 1e6})
+  with subprocess.Popen(command(config, tmp_path), text=True,
+                        stdout=subprocess.PIPE) as process:
+    for line in process.stdout:
+      if "step      20" in line:
+        process.send_signal(number)
+        break
+    rest = process.stdout.read()
+  assert process.returncode == code, rest
+  assert "stopped after step" in rest
+  result = records.read_result(tmp_path / records.run_id(config))
+  assert result["stopped_by"] == number.name

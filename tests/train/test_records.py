@@ -88,6 +88,57 @@ def test_rows_are_cut_back_to_the_checkpoint(tmp_path: pathlib.Path) -> None:
   assert os.listdir(tmp_path) == ["metrics.jsonl"]
 
 
+def test_some_later_rows_are_kept_by_name(tmp_path: pathlib.Path) -> None:
+  path = tmp_path / "metrics.jsonl"
+  event = {"kind": "rollback", "step": 4, "to_step": 2, "reason": "nan"}
+  lost = {"kind": "rollback", "step": 5, "to_step": 2, "reason": "nan"}
+  file = records.MetricsFile(path, 0)
+  for one in (row(1), row(2), row(3), event, row(3), lost):
+    file.write(one)
+  file.cut(2, [event])
+  file.write(row(3, again=True))
+  file.close()
+  assert records.read_metrics(path) == [
+      row(1), row(2), event, row(3, again=True)]
+
+
+def test_a_full_disk_is_told_and_nothing_is_tried_twice(
+    tmp_path: pathlib.Path) -> None:
+  path = tmp_path / "metrics.jsonl"
+  file = records.MetricsFile(path, 0)
+  file.write(row(1))
+  file.close()
+  file._file = open("/dev/full", "ab", buffering=0)
+  with pytest.raises(records.WriteError, match=r"metrics.jsonl cannot be "
+                     r"written \(\[Errno 28\] No space left .* make room"):
+    file.write(row(2))
+  file.close()
+  assert records.read_metrics(path) == [row(1)]
+  gone = tmp_path / "gone"
+  with pytest.raises(records.WriteError, match="cannot be written"):
+    records.MetricsFile(gone / "metrics.jsonl", 0)
+  with pytest.raises(records.WriteError, match="cannot be written"):
+    records.write_json(gone / "a.json", {})
+
+
+def test_a_row_that_is_taken_in_pieces_is_whole(
+    tmp_path: pathlib.Path) -> None:
+  class Slow:
+    taken = b""
+
+    def write(self, data: bytes) -> int:
+      self.taken += data[:7]
+      return len(data[:7])
+
+    def close(self) -> None:
+      pass
+  file = records.MetricsFile(tmp_path / "metrics.jsonl", 0)
+  file.close()
+  file._file = Slow()
+  file.write(row(1))
+  assert json.loads(file._file.taken) == row(1)
+
+
 @pytest.mark.parametrize("broken", ['{"kind": "train", "st', '{"step": 3}',
                                     "\0\0\0"])
 def test_a_half_written_last_row_is_dropped(

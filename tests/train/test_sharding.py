@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The mesh, and rules that cover everything or raise."""
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any
 
 from flax import linen as nn
 import jax
@@ -64,7 +65,8 @@ def test_a_mesh_that_cannot_be_is_refused(
   assert error.value.key == key
 
 
-class Card(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Card:
   """As much of an accelerator as the mesh looks at."""
 
   id: int
@@ -76,12 +78,11 @@ class Card(NamedTuple):
 def test_no_accelerator_and_no_process_stands_idle(make_config) -> None:
   cards = [Card(i, i // 2) for i in range(4)]
   config = make_config({"mesh.data": 2, "runtime.num_devices": None})
-  with pytest.raises(config_lib.ConfigError, match="whole processes idle"):
-    sharding.make_mesh(config, cards)
+  with pytest.raises(config_lib.ConfigError, match="use all 6"):
+    sharding.make_mesh(config, [Card(i, i // 2) for i in range(6)])
   with pytest.raises(config_lib.ConfigError, match="uses 2 of 4 gpu devices.*"
                      "runtime.num_devices=2"):
-    sharding.make_mesh(config, [card._replace(process_index=0)
-                                for card in cards])
+    sharding.make_mesh(config, [Card(i) for i in range(4)])
 
 
 def test_cpu_devices_that_do_not_divide_the_batches_stay_idle(make_config
@@ -92,6 +93,15 @@ def test_cpu_devices_that_do_not_divide_the_batches_stay_idle(make_config
         **{f"mesh.{k}": v for k, v in axes.items()}}).shape["data"]
   assert [data(12), data(7), data(9), data(8, 12)] == [6, 7, 3, 4]
   assert [data(6, tensor=2), data(12, fsdp=2)] == [3, 3]
+
+
+def test_every_process_takes_part_with_as_many_devices(make_config) -> None:
+  cores = [Card(i, i // 4, "cpu") for i in range(8)]
+  # 6 sequences are for 2 devices of the 8, not 6 or 3: one of each process.
+  got = sharding.make_mesh(make_config({
+      "train.batch_size": 6, "evaluation.batch_size": 8,
+      "runtime.num_devices": None}), cores)
+  assert [device.id for device in got.devices.flat] == [0, 4]
 
 
 def test_a_host_reads_the_rows_of_its_devices(make_config) -> None:

@@ -16,7 +16,8 @@ ON = config_lib.RuntimeConfig(cpu_tuning="on")
 
 @pytest.fixture(autouse=True)
 def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-  for name in ("GLIBC_TUNABLES", tuning._MARK):
+  for name in ("GLIBC_TUNABLES", tuning._MARK, "JAX_NUM_CPU_DEVICES",
+               "JAX_NUM_PROCESSES", "SLURM_STEP_NUM_TASKS"):
     monkeypatch.delenv(name, raising=False)
 
 
@@ -27,6 +28,23 @@ def test_a_cpu_gets_pages_and_a_device_a_core() -> None:
   two = config_lib.RuntimeConfig(num_devices=2)
   assert tuning.process_environment(two, cores=3)[
       "JAX_NUM_CPU_DEVICES"] == "2"
+
+
+@pytest.mark.parametrize("runtime, mesh, processes, expected", [
+    (dict(), dict(fsdp=2, tensor=4), None, "8"),
+    (dict(), dict(fsdp=2, tensor=4), 4, "3"),  # the cores are more than 2
+    (dict(num_devices=8), dict(), 4, "2"),
+    (dict(num_devices=8, distributed="off"), dict(), 4, "8"),
+    (dict(num_devices=1), dict(), None, "1")], ids=str)
+def test_devices_are_what_the_run_asks_for(
+    runtime: dict, mesh: dict, processes: int | None, expected: str,
+    monkeypatch: pytest.MonkeyPatch) -> None:
+  if processes:
+    monkeypatch.setenv("JAX_NUM_PROCESSES", str(processes))
+  environment = tuning.process_environment(
+      config_lib.RuntimeConfig(cpu_tuning="on", **runtime), cores=3,
+      mesh=config_lib.MeshConfig(**mesh))
+  assert environment["JAX_NUM_CPU_DEVICES"] == expected
 
 
 def test_settings_that_are_there_stay(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,8 +89,10 @@ def test_a_process_restarts_itself_once(
   monkeypatch.setattr(os, "execv", lambda *call: calls.append(call))
   monkeypatch.setattr(os, "environ", dict(os.environ))
   monkeypatch.setattr(sys, "orig_argv", ["python", "-X", "dev", "train.py"])
+  os.environ["JAX_NUM_CPU_DEVICES"] = "5"
   tuning.restart_tuned(ON)
   assert calls == [(sys.executable,
                     [sys.executable, "-X", "dev", "train.py"])]
+  assert os.environ["JAX_NUM_CPU_DEVICES"] == "5"
   tuning.restart_tuned(ON)
   assert len(calls) == 1

@@ -150,6 +150,7 @@ class LocalPool:
     self._workers: list[process_lib.Worker] = []
     self._waiting: list[RunSpec] = []
     self._runtime: config_lib.RuntimeConfig | None = None
+    self._mesh = config_lib.MeshConfig()
     self._failed_starts = 0
     self._told = False
 
@@ -164,6 +165,9 @@ class LocalPool:
     self._waiting = sorted(
         specs, key=lambda spec: (-spec.budget.flops_total, spec.run_id))
     self._runtime = _runtime(specs)
+    # A CPU worker has devices for the largest mesh of its runs.
+    self._mesh = max((spec.config.mesh for spec in specs),
+                     key=lambda mesh: mesh.num_devices)
     cores = process_lib.available_cores()
     if workers is None:
       workers = 1 if tuning.has_accelerator() else len(cores)
@@ -205,7 +209,8 @@ class LocalPool:
     self._observer.tick()
 
   def _start_worker(self, cores: Sequence[int]) -> None:
-    worker = process_lib.Worker(self._runner, cores, self._runtime)
+    worker = process_lib.Worker(self._runner, cores, self._runtime,
+                                self._mesh)
     self._workers.append(worker)
     self._selector.register(worker, selectors.EVENT_READ)
 

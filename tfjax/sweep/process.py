@@ -35,7 +35,8 @@ class Worker:
   """One worker process and the run that it is at."""
 
   def __init__(self, runner: str, cores: Sequence[int],
-               runtime: config_lib.RuntimeConfig):
+               runtime: config_lib.RuntimeConfig,
+               mesh: config_lib.MeshConfig):
     self.cores = tuple(cores)
     self.spec: RunSpec | None = None
     self.is_ready = False
@@ -48,7 +49,7 @@ class Worker:
           command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
           stderr=self.stderr,
           env={**_environment(), **tuning.process_environment(
-              runtime, cores=len(self.cores))},
+              runtime, cores=len(self.cores), mesh=mesh)},
           # Its own group: out of reach of the terminal's Ctrl-C, and its
           # children can be ended with it.
           process_group=0)

@@ -1,50 +1,361 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a killed run resumes from: train state and counters, by Orbax."""
+"""What a killed run resumes from: train state and counters, by Orbax.
 
+A checkpoint is a directory, named by its step, that Orbax renames into place
+when all of it is written. In it lies `manifest.json`, the size and checksum of
+every file, written before the rename: a kill at any moment leaves either a
+whole checkpoint with its manifest, or a temporary directory that the next
+start removes. So one without a manifest is not ours or has lost files; like
+any other that does not agree with its manifest it is set aside under
+`damaged/`, not deleted, and the one before it is used.
+
+What is in the counters, and when to save, is the loop's.
+"""
+
+import concurrent.futures
+import contextlib
+import json
+import logging
+import os
 import pathlib
+import re
+import shutil
+import threading
+import time
 from typing import Any
+import zlib
 
 import jax
+from jax.experimental import multihost_utils
+import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
 
 from tfjax import config as config_lib
+
+_LOG = logging.getLogger("tfjax")
+
+_MANIFEST = "manifest.json"
+_UNFINISHED = ".orbax-checkpoint-tmp"  # Orbax's, after the step
+# Orbax writes them after the manifest: times, and that it is done. Nothing
+# that is restored depends on them.
+_WRITTEN_LATER = ("_CHECKPOINT_METADATA", "commit_success.txt")
+_CHUNK_BYTES = 4 << 20
+_READERS = 4
+_QUIET_SECONDS, _QUIET_TRIES = 0.2, 20
 
 
 class Checkpoints:
   """The checkpoints of one run; saving does not hold up training.
 
-  `counters` are the host's numbers that a resume must carry on: seconds of
-  training, resumes so far.
+  `counters` are the host's numbers that a resume must carry on. With several
+  processes every one calls every method, at the same point of its program.
+
+  Attributes:
+    failed_saves: how many could not be written, by a full disk for example.
   """
 
   def __init__(self, directory: pathlib.Path,
                config: config_lib.CheckpointConfig):
+    self.failed_saves = 0
+    self._directory = directory.resolve()
+    self._step = None  # the one being saved
+    self._watcher: threading.Thread | None = None
+    self._failed = False  # since the manager was last told
+    self._remove_unfinished()
+    keep = [checkpoint_managers.LatestN(config.keep)]
+    if config.keep_every_steps:
+      keep.append(checkpoint_managers.EveryNSteps(config.keep_every_steps))
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    handler = _state_handler()
+    registry.add("state", ocp.args.PyTreeSave, handler)
+    registry.add("state", ocp.args.PyTreeRestore, handler)
+    registry.add("counters", ocp.args.JsonSave)
+    registry.add("counters", ocp.args.JsonRestore)
     self._manager = ocp.CheckpointManager(
-        directory.resolve(),
+        self._directory, handler_registry=registry,
         options=ocp.CheckpointManagerOptions(
-            max_to_keep=config.keep, create=True,
-            enable_async_checkpointing=True))
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
+            lightweight_initialize=True,  # reads no step's metadata
+            async_options=ocp.AsyncOptions(
+                # Despite its name it is called when all is written, by process
+                # 0 alone, in the saving thread, just before the rename.
+                post_finalization_callback=self._write_manifest,
+                # Else a save that could not begin may hang the next one.
+                create_directories_asynchronously=False)))
 
   def latest_step(self) -> int | None:
+    """The newest checkpoint on disk; `restore` looks whether it is sound."""
+    self._settle()
     return self._manager.latest_step()
 
   def save(self, step: int, state: Any, counters: dict[str, Any]) -> None:
-    self._manager.save(step, args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state),
-        counters=ocp.args.JsonSave(counters)))
+    """Starts to save; `state` may be donated at once.
 
-  def restore(self, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
-    """The newest state, laid out as `abstract_state` says, and counters."""
-    restored = self._manager.restore(
-        self._manager.latest_step(), args=ocp.args.Composite(
-            state=ocp.args.StandardRestore(abstract_state),
-            counters=ocp.args.JsonRestore()))
-    # Copied: the step donates its state, and on a CPU a restored array may
-    # share memory that XLA does not own.
-    state = jax.tree.map(lambda x: x.copy(), restored.state)
-    return state, restored.counters
+    Waits for the save before it. What fails is logged and counted, and its
+    remains are removed; it never raises.
+    """
+    self._settle()
+    self._step = step
+    try:
+      self._manager.save(step, args=ocp.args.Composite(
+          state=ocp.args.PyTreeSave(state),
+          counters=ocp.args.JsonSave(counters)))
+    except Exception as error:  # pylint: disable=broad-exception-caught
+      self._report(step, error)
+      return
+    self._watcher = threading.Thread(target=self._watch, args=(step,))
+    self._watcher.start()
+
+  def restore(self, abstract_state: Any) -> tuple[Any, dict[str, Any]] | None:
+    """The newest sound checkpoint's state and counters, or None.
+
+    The state is laid out as `abstract_state` says, whatever devices and
+    processes it was saved from. Damaged checkpoints that are newer are set
+    aside, so that their steps can be saved again.
+    """
+    self._settle()
+    step = _newest_sound(self._directory, set_aside=True)
+    self._manager.reload()
+    if step is None:
+      return None
+    restored = self._manager.restore(step, args=ocp.args.Composite(
+        state=_restore_args(abstract_state),
+        counters=ocp.args.JsonRestore()))
+    return _owned(restored.state), restored.counters
 
   def close(self) -> None:
-    """Returns when everything saved is on disk."""
-    self._manager.wait_until_finished()
+    """Returns when everything saved is on disk; never raises."""
+    self._settle()
     self._manager.close()
+
+  def _watch(self, step: int) -> None:
+    """In a thread of its own: the end of a save, told when it comes."""
+    try:
+      self._manager.wait_until_finished()
+    except Exception as error:  # pylint: disable=broad-exception-caught
+      self._report(step, error)
+
+  def _settle(self) -> None:
+    """Waits for the save in progress; after it the manager is ours alone."""
+    if self._watcher is not None:
+      self._watcher.join()
+      self._watcher = None
+    if self._failed:
+      self._failed = False
+      # It raises once more, here, and has forgotten those it meant to delete.
+      with contextlib.suppress(Exception):
+        self._manager.wait_until_finished()
+      self._manager.reload()
+
+  def _report(self, step: int, error: Exception) -> None:
+    """Logs and counts a failed save, and frees what it took of the disk."""
+    self._failed = True
+    self.failed_saves += 1
+    # Until nothing comes back: writes of it that are still on their way make
+    # the directory anew.
+    for _ in range(_QUIET_TRIES):
+      self._remove_unfinished()
+      time.sleep(_QUIET_SECONDS)
+      if not self._unfinished():
+        break
+    kept = _steps(self._directory)
+    _LOG.error(
+        "%s: the checkpoint of step %d could not be saved (%s); %s; training "
+        "goes on, and the next save is tried afresh", self._directory, step,
+        _reason(error), f"the newest is of step {kept[-1]}" if kept else
+        "there is none yet")
+
+  def _remove_unfinished(self) -> None:
+    """Removes what a killed or failed save has left."""
+    if jax.process_index() == 0:
+      for path in self._unfinished():
+        shutil.rmtree(path, ignore_errors=True)
+
+  def _unfinished(self) -> list[pathlib.Path]:
+    return list(self._directory.glob(f"*{_UNFINISHED}*"))
+
+  def _write_manifest(self) -> None:
+    directory = self._directory / f"{self._step}{_UNFINISHED}"
+    paths = sorted(
+        path.relative_to(directory).as_posix()
+        for path in directory.rglob("*") if path.is_file())
+    with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+      found = pool.map(lambda path: _size_and_checksum(directory / path), paths)
+    manifest = {path: entry for path, entry in zip(paths, found)
+                if path not in _WRITTEN_LATER}
+    with open(directory / _MANIFEST, "w", encoding="utf-8") as file:
+      json.dump(manifest, file)
+      file.flush()
+      os.fsync(file.fileno())  # as Orbax does with its own
+
+
+def weights(directory: pathlib.Path, abstract_params: Any) -> Any:
+  """The parameters of a run's newest sound checkpoint, and nothing else.
+
+  Args:
+    directory: the run's, or its checkpoints'; nothing in it is changed.
+    abstract_params: shapes, types and shardings to restore them into.
+
+  Raises:
+    ConfigError: there is no sound checkpoint, or its parameters are others;
+      all that are missing, extra or of another shape are named.
+  """
+  directory = directory.expanduser().resolve()
+  if (directory / "checkpoints").is_dir():
+    directory = directory / "checkpoints"
+  step = _newest_sound(directory, set_aside=False)
+  if step is None:
+    raise config_lib.ConfigError(
+        "init_from", f"{directory} has no checkpoint that is whole; name the "
+        "directory of a run that has saved one")
+  path = directory / str(step) / "state"
+  handler = _state_handler()
+  saved = handler.metadata(path).tree["params"]
+  if different := _differences(saved, abstract_params):
+    raise config_lib.ConfigError(
+        "init_from", f"the parameters in {path} are not this model's:\n  " +
+        "\n  ".join(different))
+  restored = handler.restore(path, args=_restore_args(
+      {"params": abstract_params}, partial_restore=True))
+  return _owned(restored["params"])
+
+
+def _state_handler() -> ocp.PyTreeCheckpointHandler:
+  """Orbax's, but that each array is written from one of its replicas.
+
+  To share it among the replicas Orbax would cut and compile for every shape:
+  seconds in the first save. Between a TPU's hosts that pays.
+  """
+  arrays = ocp.type_handlers.ArrayHandler(
+      use_replica_parallel=jax.default_backend() == "tpu")
+  return ocp.PyTreeCheckpointHandler(
+      type_handler_registry=ocp.type_handlers.create_type_handler_registry(
+          (jax.Array, arrays)))
+
+
+def _restore_args(abstract: Any, **options: Any) -> ocp.args.PyTreeRestore:
+  return ocp.args.PyTreeRestore(
+      abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(
+          abstract), **options)
+
+
+def _differences(saved: Any, wanted: Any) -> list[str]:
+  """In words, by parameter: what one tree has and the other has not."""
+  saved, wanted = ({
+      jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+                   for tree in (saved, wanted))
+  return [
+      f"{name}: " + (
+          f"missing there, {wanted[name]} here" if name not in saved else
+          f"{saved[name]} there, none here" if name not in wanted else
+          f"{saved[name]} there, {wanted[name]} here")
+      for name in sorted(saved.keys() | wanted.keys())
+      if saved.get(name) != wanted.get(name)]
+
+
+def _owned(tree: Any) -> Any:
+  """The same arrays in memory that XLA owns, so that they can be donated.
+
+  On a CPU a restored array may share memory with whoever read the file.
+  """
+  if jax.default_backend() != "cpu":
+    return tree
+  return jax.tree.map(lambda x: x.copy(), tree)
+
+
+def _steps(directory: pathlib.Path) -> list[int]:
+  """Of all finished checkpoints, in order."""
+  if not directory.is_dir():
+    return []
+  return sorted(int(path.name) for path in directory.iterdir()
+                if path.name.isdigit())
+
+
+def _newest_sound(directory: pathlib.Path, set_aside: bool) -> int | None:
+  """The newest step whose files agree with their manifest.
+
+  Process 0 looks, and all processes get its answer. Of each damaged one it
+  warns, and moves it out of the way if asked.
+  """
+  found = -1
+  if jax.process_index() == 0:
+    for step in reversed(_steps(directory)):
+      damage = _damage(directory / str(step))
+      if not damage:
+        found = step
+        break
+      where = _set_aside(directory / str(step)) if set_aside else None
+      _LOG.warning(
+          "checkpoint %s is damaged (%s)%s; the one before it is used",
+          directory / str(step), "; ".join(damage),
+          f" and now lies in {where}" if where else "")
+  found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
+  return None if found < 0 else found
+
+
+def _set_aside(checkpoint: pathlib.Path) -> pathlib.Path:
+  """Moves it where it is no checkpoint any more, and says where that is."""
+  directory = checkpoint.parent / "damaged"
+  directory.mkdir(exist_ok=True)
+  target, count = directory / checkpoint.name, 1
+  while target.exists():
+    count += 1
+    target = directory / f"{checkpoint.name}.{count}"
+  return checkpoint.rename(target)
+
+
+def _damage(checkpoint: pathlib.Path) -> list[str]:
+  """What is wrong with a checkpoint's files; empty where nothing is."""
+  try:
+    manifest = json.loads((checkpoint / _MANIFEST).read_bytes())
+    entries = list(manifest.items())
+  except FileNotFoundError:
+    return [f"{_MANIFEST} is missing"]
+  except (OSError, ValueError, AttributeError) as error:
+    return [f"{_MANIFEST} cannot be read: {error}"]
+  with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+    found = pool.map(
+        lambda entry: _file_damage(checkpoint / entry[0], entry[1]), entries)
+  return [f"{path} {problem}" for (path, _), problem in zip(entries, found)
+          if problem]
+
+
+def _file_damage(path: pathlib.Path, expected: Any) -> str | None:
+  """`expected` is [size, checksum], unless the manifest itself is damaged."""
+  try:
+    found = _size_and_checksum(path)
+  except FileNotFoundError:
+    return "is missing"
+  except (OSError, ValueError) as error:
+    return f"cannot be read: {error}"
+  if found == expected:
+    return None
+  if isinstance(expected, list) and found[0] != expected[0]:
+    return f"has {found[0]} bytes, not {expected[0]}"
+  return "does not have its checksum"
+
+
+def _size_and_checksum(path: pathlib.Path) -> list[int]:
+  size = checksum = 0
+  with open(path, "rb") as file:
+    while chunk := file.read(_CHUNK_BYTES):
+      size, checksum = size + len(chunk), zlib.crc32(chunk, checksum)
+  return [size, checksum]
+
+
+def _reason(error: Exception) -> str:
+  """The error in a line; what the file system says, where it is quoted."""
+  quoted = re.search(r"([^:]*)\[os_error_code", str(error))
+  text = quoted[1].strip() if quoted else str(error).split("\n")[0][:200]
+  return f"{type(error).__name__}: {text}"
+
+
+def _without_tracebacks(record: logging.LogRecord) -> bool:
+  """Not those that Orbax logs of one failed save, of hundreds of lines each,
+  in which the line of ours would drown."""
+  return not (record.exc_info and "orbax" in record.pathname)
+
+
+logging.getLogger("absl").addFilter(_without_tracebacks)

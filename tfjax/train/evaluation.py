@@ -7,9 +7,12 @@ from typing import Any, Callable, Iterable
 
 import jax
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from jaxtyping import Bool
 import numpy as np
 
 from tfjax.objectives import loss as loss_lib
+from tfjax.train import sharding
 from tfjax.train import step as step_lib
 
 
@@ -34,14 +37,38 @@ def evaluate(steps: step_lib.Steps, params: Any,
   """
   results, num_bytes = [], 0.0
   for batch in batches:
-    num_bytes += token_bytes(batch.targets[batch.weights > 0])
-    results.append(steps.evaluate(params, step_lib.put(steps.mesh, batch)))
-  # Every host has counted the bytes of its own rows.
-  num_bytes = float(multihost_utils.process_allgather(
-      np.float64(num_bytes)).sum()) if jax.process_count() > 1 else num_bytes
+    placed = step_lib.put(steps.mesh, batch)
+    results.append(steps.evaluate(params, placed))
+    counted = (batch.weights > 0) & _own_rows(
+        steps.mesh, placed.targets.shape[0])[:, None]
+    num_bytes += token_bytes(batch.targets[counted])
+  num_bytes = _over_processes(num_bytes)
   sums, counts = (np.concatenate([np.asarray(jax.device_get(r[i]), np.float64)
                                   for r in results]) for i in (0, 1))
   return summarise(sums[counts > 0], counts[counts > 0], num_bytes)
+
+
+def _own_rows(mesh: Mesh, batch_size: int) -> Bool[np.ndarray, "L"]:
+  """Of the rows that this process reads, those that no process before it
+  reads too."""
+  first = {}
+  places = sharding.batch_sharding(mesh).devices_indices_map((batch_size,))
+  for device, (part,) in places.items():
+    for row in range(*part.indices(batch_size)):
+      first[row] = min(first.get(row, device.process_index),
+                       device.process_index)
+  return np.array([first[row] == jax.process_index()
+                   for row in sharding.host_rows(mesh, batch_size)])
+
+
+def _over_processes(value: float) -> float:
+  """The sum of every process's value, in double precision."""
+  if jax.process_count() == 1:
+    return value
+  # As words: JAX would make it a single.
+  words = np.array([value]).view(np.uint32)
+  return float(np.ascontiguousarray(
+      multihost_utils.process_allgather(words)).view(np.float64).sum())
 
 
 def summarise(sums: np.ndarray, counts: np.ndarray,

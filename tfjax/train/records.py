@@ -5,6 +5,8 @@ result.json and config.json are replaced whole or not at all; metrics.jsonl is
 appended to, and cut back to the checkpoint when a run resumes.
 """
 
+from collections.abc import Collection
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -29,15 +31,22 @@ class RecordError(ValueError):
   """A run directory whose content stands in the way. Names it and a remedy."""
 
 
+class WriteError(OSError):
+  """A file of a run that cannot be written, on a full disk for one."""
+
+
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
   """One run, as result.json holds it. Unknown is None.
 
   Tokens and FLOPs are of training: `tokens_seen` are read, `tokens_predicted`
-  (its planned mean) have a loss. Losses are nats a predicted token, bits a
-  byte are of the text that was predicted. `device_seconds`
-  is wall time inside training steps times devices, compilation left out;
-  `mfu` is achieved over peak FLOP/s, `flops_convention` being what counts.
+  (its planned mean) have a loss; `tokens_undone` were read by steps that a
+  rollback has undone, and are in neither. Losses are nats a predicted token,
+  bits a byte are of the text that was predicted. `device_seconds` is wall
+  time inside training steps times the devices of the time, compilation left
+  out and undone steps not; `mfu` is achieved over peak FLOP/s,
+  `flops_convention` being what counts. Devices, processes and mesh are those
+  of the last part of a run that was interrupted.
   """
 
   run_id: str
@@ -55,6 +64,7 @@ class RunRecord:
   tokens_seen: int | None = None
   tokens_planned: int | None = None
   tokens_predicted: float | None = None
+  tokens_undone: int | None = None
   unique_tokens: int | None = None
   epochs: float | None = None
   steps: int | None = None
@@ -81,6 +91,8 @@ class RunRecord:
   attention: str | None = None
   device_kind: str | None = None
   device_count: int | None = None
+  process_count: int | None = None
+  mesh: dict[str, int] | None = None  # devices along each axis
   device_seconds: float | None = None
   compile_seconds: float | None = None
   tokens_per_second: float | None = None
@@ -90,6 +102,11 @@ class RunRecord:
   co2e_kg: float | None = None
   co2e_source: str | None = None
   resumes: int | None = None
+  bad_steps: int | None = None  # skipped, rolled back, or the end of the run
+  rollbacks: int | None = None
+  failed_saves: int | None = None  # checkpoints that could not be written
+  stopped_by: str | None = None  # the signal's name, if this run has ended so
+  init_from: str | None = None
   config_hash: str | None = None
   code_version: str | None = None
   packages: dict[str, str] | None = None
@@ -111,7 +128,11 @@ def run_id(config: config_lib.ExperimentConfig) -> str:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes a file that is there whole or not at all; NaN becomes null."""
+  """Writes a file that is there whole or not at all; NaN becomes null.
+
+  Raises:
+    WriteError: it cannot be written; the old one is as it was.
+  """
   temporary = path.with_name(f".{path.name}.{os.getpid()}")
   try:
     with open(temporary, "w", encoding="utf-8") as file:
@@ -120,9 +141,15 @@ def write_json(path: pathlib.Path, value: Any) -> None:
       file.flush()
       os.fsync(file.fileno())
     os.replace(temporary, path)
-  except OSError:
-    temporary.unlink(missing_ok=True)
-    raise
+  except OSError as error:
+    with contextlib.suppress(OSError):
+      temporary.unlink(missing_ok=True)
+    raise _write_error(path, error) from error
+
+
+def _write_error(path: pathlib.Path, error: OSError) -> WriteError:
+  return WriteError(f"{path} cannot be written ({error}); make room, or make "
+                    "it writable, and start again: what is saved is kept")
 
 
 def write_result(run_dir: pathlib.Path, result: dict[str, Any]) -> None:
@@ -174,28 +201,56 @@ def _line(row: dict[str, Any]) -> str:
 
 
 class MetricsFile:
-  """metrics.jsonl of one run, open for appending."""
+  """metrics.jsonl of one run, open for appending.
 
-  def __init__(self, path: pathlib.Path, last_step: int):
-    """Keeps the rows up to `last_step` and drops later and broken ones."""
+  Every method raises a WriteError where the file cannot be written.
+  """
+
+  def __init__(self, path: pathlib.Path, last_step: int,
+               kept: Collection[dict[str, Any]] = ()):
+    """Opens it as `cut` leaves it."""
+    self._path = path
+    self._file = None
+    self.cut(last_step, kept)
+
+  def cut(self, last_step: int,
+          kept: Collection[dict[str, Any]] = ()) -> None:
+    """Keeps the rows up to `last_step`, and of the later ones those that are
+    in `kept`; drops the others and a broken one."""
+    self.close()
+    path = self._path
     rows = read_metrics(path) if path.exists() else []
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text("".join(
-        _line(row) for row in rows if row["step"] <= last_step),
-        encoding="utf-8")
-    os.replace(temporary, path)
-    self._file = open(path, "a", encoding="utf-8")
+    try:
+      temporary.write_text("".join(
+          _line(row) for row in rows
+          if row["step"] <= last_step or row in kept), encoding="utf-8")
+      os.replace(temporary, path)
+      # Unbuffered: what a full disk refuses must not be tried again later.
+      self._file = open(path, "ab", buffering=0)
+    except OSError as error:
+      with contextlib.suppress(OSError):
+        temporary.unlink(missing_ok=True)
+      raise _write_error(path, error) from error
 
   def write(self, row: dict[str, Any]) -> None:
-    self._file.write(_line(row))
-    self._file.flush()
+    data = _line(row).encode()
+    try:
+      while data:  # a disk that has filled up takes a part
+        data = data[self._file.write(data):]
+    except OSError as error:
+      raise _write_error(self._path, error) from error
 
   def sync(self) -> None:
     """Returns when every row is on disk: called before a checkpoint."""
-    os.fsync(self._file.fileno())
+    try:
+      os.fsync(self._file.fileno())
+    except OSError as error:
+      raise _write_error(self._path, error) from error
 
   def close(self) -> None:
-    self._file.close()
+    if self._file is not None:
+      self._file.close()
 
 
 def now() -> str:

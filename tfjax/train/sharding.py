@@ -76,18 +76,29 @@ def make_mesh(config: config_lib.ExperimentConfig,
         "runtime.num_devices" if given else "mesh", f"{count} "
         f"({_product(shape)}) is more than the {len(devices)} "
         f"{devices[0].platform} device(s) here")
-  used = {d.process_index for d in devices[:count]}
-  if used != {d.process_index for d in devices}:
+  processes = _processes(devices)
+  if count % len(processes):
     raise config_lib.ConfigError(
-        "mesh", f"the {count} devices of {_product(shape)} leave whole "
-        f"processes idle; use all {len(devices)}")
+        "mesh", f"the {count} devices of {_product(shape)} are not the same "
+        f"number on each of {len(processes)} processes; use all "
+        f"{len(devices)}")
   if count < len(devices) and given is None and devices[0].platform != "cpu":
     raise config_lib.ConfigError(
         "mesh", f"{_product(shape)} uses {count} of {len(devices)} "
         f"{devices[0].platform} devices; use all, or set "
         f"runtime.num_devices={count} if the others are to stand idle")
   _check_divides(config, shape)
-  return Mesh(_arranged(tuple(shape.values()), devices[:count]), MESH_AXES)
+  used = [device for own in processes
+          for device in own[:count // len(processes)]]
+  return Mesh(_arranged(tuple(shape.values()), used), MESH_AXES)
+
+
+def _processes(devices: Sequence[Any]) -> list[list[Any]]:
+  """The devices of each process, in the processes' order."""
+  own: dict[int, list[Any]] = {}
+  for device in devices:
+    own.setdefault(device.process_index, []).append(device)
+  return [own[index] for index in sorted(own)]
 
 
 def _product(shape: dict[str, int]) -> str:
@@ -108,9 +119,10 @@ def _data_axis(config: config_lib.ExperimentConfig,
   others = mesh.fsdp * mesh.sequence * mesh.tensor
   count = given or len(devices)
   if given is None and devices[0].platform == "cpu":
-    rows = math.gcd(*_batches(config))
+    rows, processes = math.gcd(*_batches(config)), len(_processes(devices))
     return max((n for n in range(1, count // others + 1)
-                if rows % (n * mesh.fsdp) == 0), default=1)
+                if rows % (n * mesh.fsdp) == 0 and
+                n * others % processes == 0), default=1)
   if count % others:
     raise config_lib.ConfigError(
         "mesh", f"fsdp {mesh.fsdp} x sequence {mesh.sequence} x tensor "

@@ -23,12 +23,13 @@ _LAST_LEVEL_CACHE_BYTES = 32 * 2**20  # of a usual server or laptop
 
 def process_environment(
     runtime: config_lib.RuntimeConfig, *, cores: int,
+    mesh: config_lib.MeshConfig = config_lib.MeshConfig(),
 ) -> dict[str, str]:
   """Variables that a process about to train on `cores` cores should have.
 
   Empty where tuning is off or there is an accelerator. One host device a
   core: the ordinary data-parallel step then uses both better than XLA's own
-  threads do.
+  threads do. Or as many as the run asks for, shared by its processes.
   """
   if runtime.cpu_tuning == "off" or (
       runtime.cpu_tuning == "auto" and has_accelerator()):
@@ -38,9 +39,20 @@ def process_environment(
     tunables = ":".join(filter(None, (tunables, _HUGE_PAGES)))
   return {
       "GLIBC_TUNABLES": tunables,
-      "JAX_NUM_CPU_DEVICES": str(runtime.num_devices or cores),
+      "JAX_NUM_CPU_DEVICES": str(_devices(runtime, mesh, cores)),
       _MARK: "1",
   }
+
+
+def _devices(runtime: config_lib.RuntimeConfig, mesh: config_lib.MeshConfig,
+             cores: int) -> int:
+  asked = runtime.num_devices or mesh.num_devices
+  processes = 1
+  if runtime.distributed != "off":
+    processes = int(os.environ.get("JAX_NUM_PROCESSES") or
+                    os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
+  asked = -(-asked // processes)
+  return asked if runtime.num_devices else max(asked, cores)
 
 
 def part_tokens(
@@ -80,14 +92,20 @@ def available_cores() -> int:
   return os.cpu_count() or 1
 
 
-def restart_tuned(runtime: config_lib.RuntimeConfig) -> None:
+def restart_tuned(
+    runtime: config_lib.RuntimeConfig,
+    mesh: config_lib.MeshConfig = config_lib.MeshConfig()) -> None:
   """Replaces this process by itself with `process_environment` set, once.
 
-  For command-line entry points, before JAX is used.
+  For command-line entry points, before JAX is used. A number of devices that
+  the environment has already stays.
   """
   if os.environ.get(_MARK):
     return
-  environment = process_environment(runtime, cores=available_cores())
+  environment = process_environment(
+      runtime, cores=available_cores(), mesh=mesh)
   if environment:
+    environment["JAX_NUM_CPU_DEVICES"] = os.environ.get(
+        "JAX_NUM_CPU_DEVICES", environment["JAX_NUM_CPU_DEVICES"])
     os.environ.update(environment)
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

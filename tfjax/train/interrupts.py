@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Signals that ask training to stop: the first saves, the second ends it."""
+
+import contextlib
+import logging
+import signal
+import threading
+from typing import Iterator
+
+_LOG = logging.getLogger("tfjax")
+
+# SIGTERM: pre-emption. SIGUSR1: what SLURM's --signal is usually set to, some
+# time before the limit. SIGINT: a person at the keyboard.
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class Stop:
+  """Whether this process was told to stop, and by which signal."""
+
+  def __init__(self) -> None:
+    self.signal: str | None = None  # its name
+
+  def is_set(self) -> bool:
+    return self.signal is not None
+
+
+@contextlib.contextmanager
+def stop_requested() -> Iterator[Stop]:
+  """A `Stop` that `SIGNALS` set while training runs.
+
+  After the first one they are again what they were before, so that a second
+  ends the process at once. A signal that is ignored stays so: whoever started
+  this process handles it.
+  """
+  stop = Stop()
+  if threading.current_thread() is not threading.main_thread():
+    yield stop  # only the main thread may have handlers
+    return
+  before = {}
+
+  def restore() -> None:
+    for number, handler in before.items():
+      # None: it was not Python that had set it, and Python cannot set it back.
+      signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+  def handle(number, _):
+    _LOG.warning("%s: saving after this step, then stopping; a second signal "
+                 "stops at once", signal.Signals(number).name)
+    stop.signal = signal.Signals(number).name
+    restore()
+  for number in SIGNALS:
+    if signal.getsignal(number) is not signal.SIG_IGN:
+      before[number] = signal.signal(number, handle)
+  try:
+    yield stop
+  finally:
+    restore()
