@@ -392,7 +392,7 @@ class CheckpointConfig:
       2, "newest checkpoints kept; the one before is used where the newest is "
       "damaged", at_least(1))
   keep_every_steps: int | None = field(
-      None, "also keep, for good, those of every so many steps", at_least(1))
+      None, "also save and keep, for good, every so many steps", at_least(1))
 
 
 @dataclasses.dataclass(frozen=True)

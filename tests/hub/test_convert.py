@@ -79,7 +79,7 @@ def test_what_is_no_run_says_so(run_dir: pathlib.Path,
     runs.load(tmp_path)
   (tmp_path / "config.json").write_text(
       (run_dir / "config.json").read_text())
-  with pytest.raises(hub.HubError, match="has no checkpoint yet"):
+  with pytest.raises(hub.HubError, match="has no checkpoint that is whole"):
     runs.load(tmp_path)
 
 

@@ -103,7 +103,7 @@ def build(config: config_lib.DataConfig, *,
   progress = on_progress or (lambda stage, done, total: None)
   key = _key(config)
   cache = pathlib.Path(config.cache_dir).expanduser()
-  path = cache / f"{config.corpus}-{config.tokenizer.kind}-{key}"
+  path = cache / _name(config, key)
   if path.exists():
     return open_store(path)
   lock = _locked(cache, path.name, progress)
@@ -169,6 +169,19 @@ def open_store(path: str | os.PathLike[str]) -> TokenStore:
 
 
 # --- Identity and place ------------------------------------------------------
+
+
+def name(config: config_lib.DataConfig) -> str:
+  """Of the store's directory, for the corpus as it is now.
+
+  Raises:
+    ConfigError, DataError: as `build`, of a corpus that is not there.
+  """
+  return _name(config, _key(config))
+
+
+def _name(config: config_lib.DataConfig, key: str) -> str:
+  return f"{config.corpus}-{config.tokenizer.kind}-{key}"
 
 
 def _key(config: config_lib.DataConfig) -> str:

@@ -21,6 +21,7 @@ from tfjax.hub import errors
 from tfjax.hub import huggingface
 from tfjax.hub import settings as settings_lib
 from tfjax.models import transformer
+from tfjax.train import checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,16 +120,19 @@ def load(directory: str | os.PathLike[str]) -> Run:
   except (OSError, ValueError) as error:
     raise errors.HubError(
         f"{directory / 'config.json'} is no run's config ({error})") from error
-  steps = [int(path.name) for path in (directory / "checkpoints").iterdir()
-           if path.name.isdigit()]
-  if not steps:
-    raise errors.HubError(f"{directory} has no checkpoint yet")
-  checkpoint = directory / "checkpoints" / str(max(steps))
+  step = checkpoints.newest_sound(directory / "checkpoints")
+  if step is None:
+    raise errors.HubError(f"{directory} has no checkpoint that is whole")
+  checkpoint = directory / "checkpoints" / str(step)
   tokenizer = _store(config.data, checkpoint).tokenizer()
   vocabulary = vocabulary_lib.of(config, tokenizer)
   config = budget.with_vocabulary(config, vocabulary.size)
-  params = _restore(checkpoint / "state", config.model)
-  return Run(config, max(steps), params, vocabulary, tokenizer)
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  params = checkpoints.weights_of(checkpoint, jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
+      nn.meta.unbox(transformer.abstract_parameters(
+          transformer.create(config.model)))))
+  return Run(config, step, params, vocabulary, tokenizer)
 
 
 def _store(config: config_lib.DataConfig,
@@ -146,17 +150,3 @@ def _store(config: config_lib.DataConfig,
         f"store was {name}, and now it would be {store.path.name}; restore "
         f"the corpus, or the store as {path}")
   return store
-
-
-def _restore(path: pathlib.Path, model: config_lib.ModelConfig) -> Any:
-  """The parameters alone, without the optimizer's state."""
-  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  target = {"params": jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
-      nn.meta.unbox(transformer.abstract_parameters(
-          transformer.create(model))))}
-  return ocp.PyTreeCheckpointer().restore(
-      path.resolve(), args=ocp.args.PyTreeRestore(
-          item=target, partial_restore=True,
-          restore_args=ocp.checkpoint_utils.construct_restore_args(target))
-  )["params"]

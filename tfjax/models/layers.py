@@ -147,29 +147,6 @@ def lookup(table_VD: Float[Array, "V D"], ids_BT: Int[Array, "B T"]) -> Float[
                 [("batch", "length", "stream")], check=True)(table_VD, ids_BT)
 
 
-def per_shard(function: Callable[..., Array], *axes: str | None) -> Callable:
-  """`function` on each device's own part of arrays with these logical axes.
-
-  For functions that loop over a dimension which is cut over devices, where
-  the compiler left to itself would gather it first. Arrays of fewer
-  dimensions are cut along the batch, their first.
-  """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1:
-    return function
-
-  def spec(x):
-    own = axes if x.ndim == len(axes) else ("batch", *[None] * (x.ndim - 1))
-    return nn.logical_to_mesh_axes(own)
-
-  def call(*inputs):
-    # The output varies as the inputs do; loops inside need no annotation.
-    return jax.shard_map(
-        function, in_specs=jax.tree.map(spec, inputs),
-        out_specs=nn.logical_to_mesh_axes(axes), check_vma=False)(*inputs)
-  return call
-
-
 # --- Projections -------------------------------------------------------------
 
 

@@ -115,7 +115,7 @@ class Checkpoints:
     aside, so that their steps can be saved again.
     """
     self._settle()
-    step = _newest_sound(self._directory, set_aside=True)
+    step = newest_sound(self._directory, set_aside=True)
     self._manager.reload()
     if step is None:
       return None
@@ -204,12 +204,17 @@ def weights(directory: pathlib.Path, abstract_params: Any) -> Any:
   directory = directory.expanduser().resolve()
   if (directory / "checkpoints").is_dir():
     directory = directory / "checkpoints"
-  step = _newest_sound(directory, set_aside=False)
+  step = newest_sound(directory)
   if step is None:
     raise config_lib.ConfigError(
         "init_from", f"{directory} has no checkpoint that is whole; name the "
         "directory of a run that has saved one")
-  path = directory / str(step) / "state"
+  return weights_of(directory / str(step), abstract_params)
+
+
+def weights_of(checkpoint: pathlib.Path, abstract_params: Any) -> Any:
+  """The same of one checkpoint, the directory of its step."""
+  path = checkpoint.resolve() / "state"
   handler = _state_handler()
   saved = handler.metadata(path).tree["params"]
   if different := _differences(saved, abstract_params):
@@ -273,8 +278,9 @@ def _steps(directory: pathlib.Path) -> list[int]:
                 if path.name.isdigit())
 
 
-def _newest_sound(directory: pathlib.Path, set_aside: bool) -> int | None:
-  """The newest step whose files agree with their manifest.
+def newest_sound(directory: pathlib.Path,
+                 set_aside: bool = False) -> int | None:
+  """The newest step whose files agree with their manifest; None: there is none.
 
   Process 0 looks, and all processes get its answer. Of each damaged one it
   warns, and moves it out of the way if asked.

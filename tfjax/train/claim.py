@@ -168,8 +168,7 @@ def _other_config(run_dir: pathlib.Path, what: str,
 def _store_name(config: config_lib.DataConfig) -> str | None:
   """The name of the token store of the corpus as it is now, if it is."""
   try:
-    key = store_lib._key(config)  # pylint: disable=protected-access
-    return f"{config.corpus}-{config.tokenizer.kind}-{key}"
+    return store_lib.name(config)
   except (config_lib.ConfigError, corpora.DataError, OSError):
     return None  # Gone since: the record stands.
 

@@ -238,7 +238,9 @@ class _Run:
         step += 1
         stopping, saving = agreement.exchange(*self._wishes(stop))
         evaluating = _every(self.config.evaluation.every_steps, step)
-        saving |= _every(self.config.checkpoint.every_steps, step) or stopping
+        every = self.config.checkpoint
+        saving |= (_every(every.every_steps, step) or stopping or
+                   _every(every.keep_every_steps, step))
         if step == total:
           evaluating = saving = True
         # Read one step late: the device always has a step to work on.
