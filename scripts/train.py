@@ -18,6 +18,13 @@ import signal
 import sys
 from typing import Sequence
 
+_FAILED, _REQUEUE, _STOPPED = 1, os.EX_TEMPFAIL, 130
+
+# Until there is a state to save, the seconds of the imports included, and
+# after the second one.
+for _number in (signal.SIGTERM, signal.SIGUSR1):
+  signal.signal(_number, lambda *_: sys.exit(_REQUEUE))
+
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 # pylint: disable=wrong-import-position
@@ -43,8 +50,6 @@ _HELP = flags.DEFINE_bool(
     "help_config", False, "list every config key with its type and meaning")
 flags.mark_flag_as_required("config")
 
-_FAILED, _REQUEUE, _STOPPED = 1, os.EX_TEMPFAIL, 130
-
 
 def main(arguments: Sequence[str]) -> int:
   if len(arguments) > 1:
@@ -53,9 +58,6 @@ def main(arguments: Sequence[str]) -> int:
     print("\n".join(config_lib.describe()))
     return 0
   absl_logging.set_verbosity(absl_logging.WARNING)
-  # Until there is a state to save, and after the second one.
-  for number in (signal.SIGTERM, signal.SIGUSR1):
-    signal.signal(number, lambda *_: sys.exit(_REQUEUE))
   try:
     config_dict = _CONFIG.value
     config_lib.override(config_dict, commandline.overrides())

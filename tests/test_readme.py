@@ -31,6 +31,7 @@ SHRINK = {
         "--config.evaluation.tokens=4096"],
     "scripts/train.py": [
         "--config.duration.tokens=8192", "--config.evaluation.tokens=4096"],
+    "scripts/plan.py": ["--noadvice"],
     "scripts/fit.py": ["--bootstrap=100"],
     "scripts/report.py": [],
     "scripts/convert.py": [],

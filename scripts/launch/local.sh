@@ -29,7 +29,8 @@ pids=()
 for ((i = 0; i < count; i++)); do
   own="${cores[*]:i * share % ${#cores[@]}:share}"
   JAX_PROCESS_ID="$i" taskset -c "${own// /,}" \
-    "$python" scripts/train.py "$@" > >(sed -u "s/^/[$i] /") 2>&1 &
+    "$python" scripts/train.py "$@" \
+    > >(trap '' TERM INT USR1; exec sed -u "s/^/[$i] /") 2>&1 &
   pids+=("$!")
 done
 

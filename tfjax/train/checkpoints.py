@@ -107,15 +107,17 @@ class Checkpoints:
     self._watcher = threading.Thread(target=self._watch, args=(step,))
     self._watcher.start()
 
-  def restore(self, abstract_state: Any) -> tuple[Any, dict[str, Any]] | None:
+  def restore(self, abstract_state: Any, suspect: int | None = None,
+              ) -> tuple[Any, dict[str, Any]] | None:
     """The newest sound checkpoint's state and counters, or None.
 
     The state is laid out as `abstract_state` says, whatever devices and
-    processes it was saved from. Damaged checkpoints that are newer are set
-    aside, so that their steps can be saved again.
+    processes it was saved from. Damaged checkpoints that are newer, and that
+    of the step `suspect`, are set aside, so that their steps can be saved
+    again.
     """
     self._settle()
-    step = newest_sound(self._directory, set_aside=True)
+    step = newest_sound(self._directory, set_aside=True, suspect=suspect)
     self._manager.reload()
     if step is None:
       return None
@@ -279,24 +281,28 @@ def _steps(directory: pathlib.Path) -> list[int]:
 
 
 def newest_sound(directory: pathlib.Path,
-                 set_aside: bool = False) -> int | None:
+                 set_aside: bool = False,
+                 suspect: int | None = None) -> int | None:
   """The newest step whose files agree with their manifest; None: there is none.
 
   Process 0 looks, and all processes get its answer. Of each damaged one it
-  warns, and moves it out of the way if asked.
+  warns, and moves it out of the way if asked; `suspect` is taken for one.
   """
   found = -1
   if jax.process_index() == 0:
-    for step in reversed(_steps(directory)):
-      damage = _damage(directory / str(step))
+    steps = _steps(directory)
+    for step in reversed(steps):
+      damage = (["training cannot go on from it"] if step == suspect
+                else _damage(directory / str(step)))
       if not damage:
         found = step
         break
       where = _set_aside(directory / str(step)) if set_aside else None
       _LOG.warning(
-          "checkpoint %s is damaged (%s)%s; the one before it is used",
-          directory / str(step), "; ".join(damage),
-          f" and now lies in {where}" if where else "")
+          "checkpoint %s is damaged (%s)%s; %s", directory / str(step),
+          "; ".join(damage), f" and now lies in {where}" if where else "",
+          "there is none before it" if step == steps[0] else
+          "the one before it is used")
   found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
   return None if found < 0 else found
 

@@ -59,13 +59,16 @@ def finished_record(
   result = records.read_result(run_dir)
   if result is None or result["status"] not in records.FINISHED:
     return None
-  if result["config_hash"] != config_lib.config_hash(config):
+  if result.get("config_hash") != config_lib.config_hash(config):
     held = _config_json(run_dir)
     raise _other_config(run_dir, "a finished run", (
         {} if held is None else differences(held, config)))
   refuse_other_store(run_dir, "was finished", result.get("token_store"),
                      _store_name(config.data))
-  return records.RunRecord(**result)
+  known = {field.name for field in dataclasses.fields(records.RunRecord)}
+  # Another version of the code may have written more.
+  return records.RunRecord(
+      **{name: value for name, value in result.items() if name in known})
 
 
 def prepare(run_dir: pathlib.Path,
@@ -136,16 +139,19 @@ def shared(action: Callable[[], Any]) -> Any:
     try:
       outcome = dict(value=action())
     except Exception as error:
-      cluster.broadcast(dict(error=type(error).__name__, message=str(error)))
+      cluster.broadcast(dict(
+          error=[kind.__name__ for kind in type(error).__mro__],
+          message=str(error)))
       raise
   outcome = cluster.broadcast(outcome)
   if "error" in outcome:
+    if config_lib.ConfigError.__name__ in outcome["error"]:
+      raise config_lib.ConfigError("", outcome["message"])
     kinds = {kind.__name__: kind for kind in (
         RunDirectoryBusyError, records.RecordError, records.WriteError,
-        corpora.DataError)}
-    if outcome["error"] == config_lib.ConfigError.__name__:
-      raise config_lib.ConfigError("", outcome["message"])
-    raise kinds.get(outcome["error"], RuntimeError)(outcome["message"])
+        corpora.DataError, OSError, Exception)}
+    raise next(kinds[name] for name in outcome["error"] if name in kinds)(
+        outcome["message"])
   return outcome["value"]
 
 

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import signal
 import threading
+import time
 from typing import Iterator
 
 _LOG = logging.getLogger("tfjax")
@@ -12,6 +13,9 @@ _LOG = logging.getLogger("tfjax")
 # SIGTERM: pre-emption. SIGUSR1: what SLURM's --signal is usually set to, some
 # time before the limit. SIGINT: a person at the keyboard.
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# Who stops a whole group reaches each process twice, the second time through
+# its launcher, which passes on what it got.
+_ECHO_SECONDS = 1.0
 
 
 class Stop:
@@ -28,15 +32,15 @@ class Stop:
 def stop_requested() -> Iterator[Stop]:
   """A `Stop` that `SIGNALS` set while training runs.
 
-  After the first one they are again what they were before, so that a second
-  ends the process at once. A signal that is ignored stays so: whoever started
-  this process handles it.
+  The second one is what it was before, and ends the process at once; the same
+  within a second counts as one. A signal that is ignored stays so: whoever
+  started this process handles it.
   """
   stop = Stop()
   if threading.current_thread() is not threading.main_thread():
     yield stop  # only the main thread may have handlers
     return
-  before = {}
+  before, first = {}, time.monotonic()
 
   def restore() -> None:
     for number, handler in before.items():
@@ -44,10 +48,17 @@ def stop_requested() -> Iterator[Stop]:
       signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
   def handle(number, _):
+    nonlocal first
+    name = signal.Signals(number).name
+    if stop.is_set():
+      if name != stop.signal or time.monotonic() - first > _ECHO_SECONDS:
+        restore()
+        signal.raise_signal(number)
+      return
+    stop.signal, first = name, time.monotonic()
     _LOG.warning("%s: saving after this step, then stopping; a second signal "
-                 "stops at once", signal.Signals(number).name)
-    stop.signal = signal.Signals(number).name
-    restore()
+                 "stops at once", name)
+
   for number in SIGNALS:
     if signal.getsignal(number) is not signal.SIG_IGN:
       before[number] = signal.signal(number, handle)

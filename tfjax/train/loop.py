@@ -180,7 +180,7 @@ class _Run:
     step = int(self.state.step)
     if self.resumes:
       _LOG.info("%s: resuming after step %d", self.run_dir.name, step)
-    claim.shared(lambda: self._open_rows(step))
+    self.rows_lost = claim.shared(lambda: self._open_rows(step))
 
   def _new_state(self) -> step_lib.TrainState:
     """The state before the first step."""
@@ -203,9 +203,17 @@ class _Run:
     claim.refuse_other_store(self.run_dir, "saved its checkpoint",
                              counters["store"], self.parts.store.path.name)
 
-  def _open_rows(self, step: int) -> None:
+  def _open_rows(self, step: int) -> bool:
+    """At the main process; tells whether rows up to `step` have been lost."""
     self.rows = rows_lib.Rows(self.config, self.run_dir, self.sweep,
                               self.on_row, step, self.recovery.rollbacks)
+    found = {(row["kind"], row["step"]) for row in records.read_metrics(
+        self.run_dir / "metrics.jsonl")}
+    end = step == self.budget.steps and ("evaluation", step) not in found
+    if lost := end or bool(step and ("train", 1) not in found):
+      _LOG.warning("%s: rows of metrics.jsonl up to step %d have been lost",
+                   self.run_dir.name, step)
+    return lost
 
   def _compile(self) -> jax.stages.Compiled:
     batch, mesh = self._batch(0), self.parts.mesh
@@ -229,6 +237,8 @@ class _Run:
     agreement = cluster.Agreement(self.parts.mesh)
     self.save_timer = clock_lib.SaveTimer(self.config.checkpoint)
     pending = None
+    if step == total and self.rows_lost:
+      self._evaluate(step)  # the result has its loss from there
     while step < total:
       with self.clock:
         self.dog.at("data", step + 1)
@@ -341,7 +351,8 @@ class _Run:
     """Back to the newest checkpoint, or the start; returns its step."""
     self.dog.at("rollback", bad.step)
     self.state = None  # its memory is needed
-    restored = self.checkpoints.restore(self.parts.steps.abstract_state)
+    restored = self.checkpoints.restore(
+        self.parts.steps.abstract_state, self.recovery.suspect(bad))
     self.state = self._new_state() if restored is None else restored[0]
     step = int(self.state.step)
     kept = list(self.recovery.rollbacks)

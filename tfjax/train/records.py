@@ -166,7 +166,7 @@ def read_result(run_dir: pathlib.Path) -> dict[str, Any] | None:
   path = pathlib.Path(run_dir) / "result.json"
   try:
     result = json.loads(path.read_bytes())
-    if "status" not in result:
+    if not isinstance(result, dict) or "status" not in result:
       raise ValueError("it has no status")
   except (FileNotFoundError, NotADirectoryError):
     return None
@@ -188,11 +188,22 @@ def finite(value: Any) -> Any:
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-  """The rows of metrics.jsonl, without a last one that a kill cut short."""
+  """The rows of metrics.jsonl, without a last one that a kill cut short.
+
+  Raises:
+    RecordError: another line is damaged.
+  """
   rows = []
-  for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-    if line.endswith("\n"):
-      rows.append(json.loads(line))
+  # What follows the last line's end is the row that was cut short.
+  for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+    try:
+      row = json.loads(line)
+      if "step" not in row:
+        raise ValueError("it has no step")
+    except (ValueError, TypeError) as error:
+      raise RecordError(f"{path} is damaged in line {number} ({error}); delete "
+                        "that line, and its row alone is lost") from error
+    rows.append(row)
   return rows
 
 
@@ -222,9 +233,11 @@ class MetricsFile:
     rows = read_metrics(path) if path.exists() else []
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-      temporary.write_text("".join(
-          _line(row) for row in rows
-          if row["step"] <= last_step or row in kept), encoding="utf-8")
+      with open(temporary, "w", encoding="utf-8") as file:
+        file.writelines(_line(row) for row in rows
+                        if row["step"] <= last_step or row in kept)
+        file.flush()
+        os.fsync(file.fileno())  # these rows are nowhere else
       os.replace(temporary, path)
       # Unbuffered: what a full disk refuses must not be tried again later.
       self._file = open(path, "ab", buffering=0)

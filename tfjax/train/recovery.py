@@ -65,6 +65,16 @@ class Recovery:
       return None
     return Bad(step, reason, diverged=self._config.action != "rollback")
 
+  def suspect(self, bad: Bad) -> int | None:
+    """A step whose checkpoint is not to be gone back to; None: none is.
+
+    The loss of a step does not tell what its own update has done: where the
+    first step is bad again after a return, the state returned to is.
+    """
+    to_step = bad.step - 1
+    again = self.rollbacks and self.rollbacks[-1]["to_step"] == to_step
+    return to_step if again and to_step else None
+
   def roll_back(self, bad: Bad, to_step: int) -> dict[str, Any]:
     """Takes note of a return to `to_step`; the row that says so.
 
