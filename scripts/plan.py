@@ -2,7 +2,7 @@
 """Compiles an experiment's train step for a machine that is not here.
 
     scripts/plan.py --config=experiments/gpt3.py --topology=v5p:4x4x8 \
-        --config.mesh.fsdp=128 [--config.key=value ...] [--json=FILE]
+        --config.mesh.fsdp=32 [--config.key=value ...] [--json=FILE]
     scripts/plan.py --config=experiments/quickstart.py --devices=8
 
 Says whether it fits, what takes a device's memory, what the devices send each

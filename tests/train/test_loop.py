@@ -22,6 +22,7 @@ from tfjax.data import store as store_lib
 from tfjax.train import claim
 from tfjax.train import clock
 from tfjax.train import evaluation
+from tfjax.train import interrupts
 from tfjax.train import loop
 from tfjax.train import records
 from tfjax.train import step as step_lib
@@ -320,13 +321,27 @@ def test_a_signal_before_the_first_step_ends_the_run_at_once(
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGUSR1])
 def test_the_second_signal_ends_a_run_at_once(
-    first: signal.Signals, make_config, tmp_path: pathlib.Path) -> None:
+    first: signal.Signals, make_config, tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch) -> None:
+  monkeypatch.setattr(interrupts, "_ECHO_SECONDS", 0.0)
+
   def twice(row: dict[str, Any]) -> None:
     if row["step"] == 3:
       signal.raise_signal(first)
       signal.raise_signal(signal.SIGINT)
   with pytest.raises(KeyboardInterrupt):
     train.run(make_config(), tmp_path, on_row=twice)
+
+
+def test_the_same_signal_through_group_and_launcher_is_one(
+    make_config, tmp_path: pathlib.Path) -> None:
+  def twice(row: dict[str, Any]) -> None:
+    if row["step"] == 3:
+      signal.raise_signal(signal.SIGINT)
+      signal.raise_signal(signal.SIGINT)
+  record = train.run(make_config({"duration.steps": 12}), tmp_path,
+                     on_row=twice)
+  assert (record.status, record.stopped_by) == ("interrupted", "SIGINT")
 
 
 def test_a_signal_that_is_ignored_stays_so(
@@ -559,6 +574,55 @@ def test_a_stop_that_could_not_be_saved_says_so(
   assert (record.status, record.failed_saves) == ("interrupted", 1)
   assert "could not be saved" in record.status_reason
   assert "from step 0" in record.status_reason
+
+
+def test_a_run_whose_last_save_fails_says_how_to_have_its_parameters(
+    make_config, tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch) -> None:
+  save, config = ocp.CheckpointManager.save, make_config(
+      {"checkpoint.every_steps": 4})
+
+  def full(self, step: int, *args, **kwargs):
+    if step == 6:
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return save(self, step, *args, **kwargs)
+  with monkeypatch.context() as patch:
+    patch.setattr(ocp.CheckpointManager, "save", full)
+    record = train.run(config, tmp_path)
+  assert record.status == "complete" and math.isfinite(record.loss)
+  assert "could not be saved" in record.status_reason
+  assert "from step 4" in record.status_reason
+  (tmp_path / record.run_id / "result.json").unlink()
+  again = train.run(config, tmp_path)
+  assert (again.loss, again.status_reason, again.resumes) == (
+      record.loss, None, 1)
+
+
+def test_a_result_whose_rows_are_lost_is_measured_again(
+    make_config, tmp_path: pathlib.Path, caplog) -> None:
+  config = make_config()
+  record = train.run(config, tmp_path)
+  run_dir = tmp_path / record.run_id
+  (run_dir / "result.json").unlink()  # as if killed before it was written
+  (run_dir / "metrics.jsonl").unlink()
+  again = train.run(config, tmp_path)
+  assert (again.status, again.loss) == ("complete", record.loss)
+  assert [row["kind"] for row in rows(run_dir)] == ["evaluation"]
+  assert "up to step 6 have been lost" in caplog.text
+
+
+def test_a_record_of_another_version_is_read(
+    make_config, tmp_path: pathlib.Path) -> None:
+  config = make_config()
+  record = train.run(config, tmp_path)
+  path = tmp_path / record.run_id / "result.json"
+  result = strict(path) | {"of_another_version": 1}
+  path.write_text(json.dumps(result), encoding="utf-8")
+  assert train.run(config, tmp_path) == record
+  del result["config_hash"]
+  path.write_text(json.dumps(result), encoding="utf-8")
+  with pytest.raises(records.RecordError, match="another config"):
+    train.run(config, tmp_path)
 
 
 @pytest.mark.parametrize("result_too", [False, True])

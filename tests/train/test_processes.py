@@ -4,22 +4,26 @@
 import contextlib
 import dataclasses
 import json
+import logging
+import multiprocessing
 import os
 import pathlib
 import re
+import resource
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from typing import Any, Iterator, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 import jax
 import numpy as np
 import pytest
 
 from tfjax import config as config_lib
+from tfjax import objectives
 from tfjax import train
 from tfjax.train import checkpoints
 from tfjax.train import records
@@ -32,59 +36,73 @@ ROOT = pathlib.Path(__file__).parents[2]
 TIMEOUT = 300
 STEPS, SAVED = 6, 3
 
-# As scripts/train.py does, but: notes the rows that it reads and the
-# parameters that it saves and restores; `act` does something to a process
-# before a step.
-PROGRAM = """
-import json, logging, os, pathlib, signal, sys, time
-import jax, numpy as np
-from tfjax import config, train
-from tfjax.train import checkpoints, step
+# A process does not import all over again: a server has, and forks.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tfjax.train", __name__])
 
-workdir, act = pathlib.Path(sys.argv[2]), json.loads(sys.argv[3])
-logging.basicConfig(level=logging.INFO)
-reads, index = [], int(os.environ["JAX_PROCESS_ID"])
-put, save, restore = (step.put, checkpoints.Checkpoints.save,
-                      checkpoints.Checkpoints.restore)
 
-def noted_put(mesh, batch):
-  reads.append(np.asarray(batch.targets))
-  # The first is for the compiler.
-  if act and index == act["process"] and len(reads) - 1 == act["step"]:
-    if act["what"] == "signal":
-      os.kill(os.getpid(), signal.SIGTERM)
-    while act["what"] == "hang" and not (workdir / "go").exists():
-      time.sleep(0.05)
-  return put(mesh, batch)
+def train_noting(config: pathlib.Path, workdir: pathlib.Path, devices: int,
+                 act: dict[str, Any], environment: dict[str, str],
+                 log: pathlib.Path) -> None:
+  """As scripts/train.py does, but notes the rows that it reads and the
+  parameters that it saves and restores; `act` does something to a process
+  before a step. In a process of its own."""
+  with open(log, "a", encoding="utf-8") as file:
+    os.dup2(file.fileno(), 1)
+    os.dup2(file.fileno(), 2)
+  os.environ.update(environment)
+  jax.config.update("jax_num_cpu_devices", devices)
+  logging.basicConfig(level=logging.INFO)
+  reads, index = [], int(os.environ["JAX_PROCESS_ID"])
+  put, save, restore = (step_lib.put, checkpoints.Checkpoints.save,
+                        checkpoints.Checkpoints.restore)
 
-def note(what, state):
-  shards = {}
-  for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
-    for number, shard in enumerate(leaf.addressable_shards):
-      place = [list(part.indices(size)[:2]) for part, size in
-               zip(shard.index, leaf.shape)]
-      key = json.dumps([jax.tree_util.keystr(path), place, number])
-      shards[key] = np.asarray(shard.data)
-  np.savez(workdir / f"{what}-{index}.npz", **shards)
+  def noted_put(mesh, batch):
+    reads.append(np.asarray(batch.targets))
+    # The first is for the compiler.
+    if act.get("process") == index and len(reads) - 1 == act["step"]:
+      if act["what"] == "signal":
+        os.kill(os.getpid(), signal.SIGTERM)
+      while act["what"] == "hang" and not (workdir / "go").exists():
+        time.sleep(0.05)
+      if act["what"] == "spoil":  # its rows alone
+        batch = dataclasses.replace(
+            batch, weights=np.full_like(batch.weights, np.nan))
+    return put(mesh, batch)
 
-def noted_save(self, number, state, counters):
-  note(f"saved-{number}", state)
-  return save(self, number, state, counters)
+  def note(what, state):
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
+      for number, shard in enumerate(leaf.addressable_shards):
+        place = [list(part.indices(size)[:2]) for part, size in
+                 zip(shard.index, leaf.shape)]
+        key = json.dumps([jax.tree_util.keystr(path), place, number])
+        found[key] = np.asarray(shard.data)
+    np.savez(workdir / f"{what}-{index}.npz", **found)
 
-def noted_restore(self, abstract):
-  found = restore(self, abstract)
-  if found is not None:
-    note("restored", found[0])
-  return found
+  def noted_save(self, number, state, counters):
+    note(f"saved-{number}", state)
+    full = act.get("full") == [index, number]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8 if full else soft, hard))
+    save(self, number, state, counters)
+    if full:
+      self.latest_step()  # waits for it
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
-step.put = noted_put
-checkpoints.Checkpoints.save = noted_save
-checkpoints.Checkpoints.restore = noted_restore
-values = json.load(open(sys.argv[1], encoding="utf-8"))
-record = train.run(config.from_dict(values), workdir, run_id="run")
-np.save(workdir / f"reads-{index}.npy", np.stack(reads[1:1 + record.steps]))
-sys.exit({"complete": 0, "interrupted": 75}[record.status])
-"""
+  def noted_restore(self, *arguments):
+    found = restore(self, *arguments)
+    if found is not None:
+      note("restored", found[0])
+    return found
+
+  step_lib.put = noted_put
+  checkpoints.Checkpoints.save = noted_save
+  checkpoints.Checkpoints.restore = noted_restore
+  values = json.loads(config.read_text("utf-8"))
+  record = train.run(config_lib.from_dict(values), workdir, run_id="run")
+  np.save(workdir / f"reads-{index}.npy", np.stack(reads[1:1 + record.steps]))
+  sys.exit({"complete": 0, "interrupted": 75}[record.status])
 
 
 def free_address() -> str:
@@ -93,21 +111,36 @@ def free_address() -> str:
     return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
+class Forked(subprocess.Popen):
+  """`train_noting` in a process of the server, as if it were a Popen."""
+
+  def __init__(self, *arguments: Any):
+    self._process = FORKS.Process(target=train_noting, args=arguments)
+    self._process.start()
+
+  def poll(self) -> int | None:
+    return self._process.exitcode
+
+  def wait(self, timeout: float | None = None) -> int | None:
+    self._process.join(timeout)
+    return self._process.exitcode
+
+  def kill(self) -> None:
+    self._process.kill()
+
+  def __del__(self, *_: Any) -> None:
+    pass
+
+
 class Launched:
   """Processes that were started together, and what they print."""
 
-  def __init__(self, commands: Sequence[Sequence[str]], folder: pathlib.Path,
-               devices: int, environment: Sequence[dict[str, str]]):
+  def __init__(self, folder: pathlib.Path, count: int,
+               start: Callable[[int, pathlib.Path], subprocess.Popen]):
     folder.mkdir(exist_ok=True)
-    self.logs = [folder / f"log-{len(list(folder.glob('log-*')))}-{i}"
-                 for i in range(len(commands))]
-    self.processes = []
-    for command, log, more in zip(commands, self.logs, environment):
-      with open(log, "w", encoding="utf-8") as file:
-        self.processes.append(subprocess.Popen(
-            command, cwd=ROOT, stdout=file, stderr=file, env={
-                **os.environ, "JAX_NUM_CPU_DEVICES": str(devices),
-                "PYTHON": sys.executable, **more}))
+    number = len(list(folder.glob("log-*")))
+    self.logs = [folder / f"log-{number}-{i}" for i in range(count)]
+    self.processes = [start(i, log) for i, log in enumerate(self.logs)]
 
   def log(self, index: int) -> str:
     return self.logs[index].read_text("utf-8")
@@ -139,21 +172,33 @@ def launched(*arguments: Any) -> Iterator[Launched]:
       process.wait()
 
 
+def scripts(folder: pathlib.Path, commands: Sequence[Sequence[str]],
+            ) -> contextlib.AbstractContextManager[Launched]:
+  """Commands, with a CPU device for each process that they start."""
+  def start(index: int, log: pathlib.Path) -> subprocess.Popen:
+    with open(log, "w", encoding="utf-8") as file:
+      return subprocess.Popen(
+          commands[index], cwd=ROOT, stdout=file, stderr=file, env={
+              **os.environ, "JAX_NUM_CPU_DEVICES": "1",
+              "PYTHON": sys.executable})
+  return launched(folder, len(commands), start)
+
+
 def program(config: config_lib.ExperimentConfig, workdir: pathlib.Path,
             count: int, devices: int = 1, act: dict[str, Any] | None = None,
             ) -> contextlib.AbstractContextManager[Launched]:
-  """`count` processes of PROGRAM."""
+  """`count` processes of `train_noting`."""
   workdir.mkdir(exist_ok=True)
   path = workdir / "config-of-test.json"
   path.write_text(json.dumps(config_lib.to_dict(config)), encoding="utf-8")
   address = free_address()
-  return launched(
-      [[sys.executable, "-c", PROGRAM, str(path), str(workdir),
-        json.dumps(act)]] * count,
-      workdir, devices, [
-          {"JAX_COORDINATOR_ADDRESS": address,
-           "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index)}
-          for index in range(count)])
+
+  def start(index: int, log: pathlib.Path) -> Forked:
+    log.touch()
+    return Forked(path, workdir, devices, act or {}, {
+        "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count),
+        "JAX_PROCESS_ID": str(index)}, log)
+  return launched(workdir, count, start)
 
 
 def on_devices(config: config_lib.ExperimentConfig,
@@ -231,6 +276,37 @@ def test_two_processes_train_as_one(
   assert halves[0].shape == halves[1].shape == (STEPS, 4, 16)
   whole = np.concatenate(halves, axis=1).reshape(STEPS * 8, 16)
   assert len(np.unique(whole, axis=0)) == STEPS * 8
+
+
+def test_two_processes_roll_back_and_outlive_a_failed_save(
+    config, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+  """Process 1 alone has rows that are spoilt, and a disk that is full."""
+  changed = dataclasses.replace(
+      config, recovery=config_lib.RecoveryConfig(action="rollback"),
+      checkpoint=dataclasses.replace(config.checkpoint, every_steps=2))
+  begin = time.monotonic()
+  with program(on_devices(changed, data=2), tmp_path, 2, act=dict(
+      what="spoil", process=1, step=5, full=[1, 4])) as both:
+    both.finish()
+  assert time.monotonic() - begin < 120  # nobody waited for a time limit
+  result = records.read_result(tmp_path / "run")
+  assert (result["status"], result["failed_saves"], result["bad_steps"],
+          result["rollbacks"], result["tokens_undone"]) == (
+              "complete", 1, 1, 1, 3 * 128)
+  assert "process 1 could not write its part" in both.log(0)
+  assert "the newest is of step 2" in both.log(1)
+  # Step 5 is bad, 4 was not saved: batches 2 to 4 are left out at both.
+  found = rows(tmp_path / "run")
+  event, = (row for row in found if row["kind"] == "rollback")
+  assert (event["step"], event["to_step"], event["batch_offset"]) == (5, 2, 3)
+  read = objectives.TrainingBatches.__getitem__
+  monkeypatch.setattr(
+      objectives.TrainingBatches, "__getitem__", lambda self, index: read(
+          self, index if index < 2 else index + 3))
+  train.run(config, tmp_path / "other", run_id="run")
+  np.testing.assert_allclose(
+      [row["loss"] for row in found if row is not event],
+      losses(tmp_path / "other" / "run"), rtol=1e-5)
 
 
 @pytest.fixture(scope="module", name="saved")
@@ -324,9 +400,8 @@ def hosts(count: int, folder: pathlib.Path, arguments: list[str],
           ) -> contextlib.AbstractContextManager[Launched]:
   """scripts/launch/host.sh, as on `count` hosts."""
   address = free_address()
-  return launched([["scripts/launch/host.sh", address, str(count), str(index),
-                    *arguments] for index in range(count)],
-                  folder, 1, [{}] * count)
+  return scripts(folder, [["scripts/launch/host.sh", address, str(count),
+                           str(index), *arguments] for index in range(count)])
 
 
 def test_a_stopped_launch_goes_on_with_another(
@@ -346,8 +421,8 @@ def test_a_stopped_launch_goes_on_with_another(
   assert [p.name for p in (run_dir / "checkpoints").iterdir()
           if p.name.isdigit()] == [str(done)]
 
-  with launched([["scripts/launch/local.sh", "2", *arguments]], tmp_path, 1,
-                [{}]) as local:
+  with scripts(tmp_path, [["scripts/launch/local.sh", "2", *arguments]]
+               ) as local:
     local.finish()
   assert f"[0] complete: {run_dir}" in local.log(0)
   assert f"[1] complete: {run_dir}" in local.log(0)
@@ -363,16 +438,17 @@ def test_a_process_that_hangs_is_named_and_others_keep_out(
     config, tmp_path: pathlib.Path) -> None:
   config = on_devices(config, data=2)
   config = dataclasses.replace(config, runtime=dataclasses.replace(
-      config.runtime, stall_seconds=4.0))
+      config.runtime, stall_seconds=3.0))
   with program(config, tmp_path, 2, act=dict(
       what="hang", process=1, step=3)) as both:
-    both.wait_for("  step 3 in 'data' for ")
+    both.wait_for("attention: ")
     # Meanwhile somebody starts the same run again.
     with program(config, tmp_path, 2) as again:
       assert again.codes() == [1, 1]
       for index in range(2):
         assert "RunDirectoryBusyError: another process is training in" in (
             again.log(index))
+    both.wait_for("  step 3 in 'data' for ")
     (tmp_path / "go").touch()
     both.finish()
   report, = re.findall(

@@ -153,6 +153,18 @@ def test_a_half_written_last_row_is_dropped(
   assert path.read_text() == whole + json.dumps(row(3)) + "\n"
 
 
+@pytest.mark.parametrize("broken", [b"garb{age", b"\xff\xfe", b"[1]", b"7",
+                                    b'{"kind": "train"}'])
+def test_a_damaged_row_is_named_with_the_remedy(
+    broken: bytes, tmp_path: pathlib.Path) -> None:
+  path = tmp_path / "metrics.jsonl"
+  first, last = (json.dumps(row(step)).encode() for step in (1, 3))
+  path.write_bytes(b"\n".join([first, broken, last, b""]))
+  with pytest.raises(records.RecordError,
+                     match="metrics.jsonl is damaged in line 2 .*delete that"):
+    records.read_metrics(path)
+
+
 def test_a_row_is_on_file_at_once(tmp_path: pathlib.Path) -> None:
   path = tmp_path / "metrics.jsonl"
   file = records.MetricsFile(path, 0)

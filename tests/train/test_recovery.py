@@ -185,6 +185,29 @@ def test_without_a_checkpoint_it_goes_back_to_the_start(
           if row["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_state_that_training_cannot_go_on_from_is_not_gone_back_to_twice(
+    make_config, tmp_path: pathlib.Path, spoil, caplog) -> None:
+  seen = spoil(4, 5)  # step 5, and again step 5 after the return to 4
+  record = train.run(make_config({
+      "recovery.action": "rollback", "checkpoint.every_steps": 2,
+      "duration.steps": 8}), tmp_path)
+  assert (record.status, record.bad_steps, record.rollbacks) == (
+      "complete", 2, 2)
+  run_dir = tmp_path / record.run_id
+  found = rows(run_dir)
+  assert [(row["step"], row["to_step"], row["batch_offset"]) for row in found
+          if row["kind"] == "rollback"] == [(5, 4, 1), (5, 2, 4)]
+  assert record.tokens_undone == (1 + 3) * 128
+  # Every step once more from 2, with batches that were not read before.
+  assert [row["step"] for row in found if row["kind"] == "train"] == list(
+      range(1, 9))
+  assert seen[-6:] == [6, 7, 8, 9, 10, 11]
+  assert "checkpoints/4 is damaged (training cannot go on from it)" in (
+      caplog.text)
+  assert [path.name for path in (run_dir / "checkpoints" / "damaged").iterdir()
+          ] == ["4"]
+
+
 @pytest.mark.parametrize("action", ["skip", "rollback"])
 def test_more_bad_steps_than_allowed_are_a_divergence(
     action: str, make_config, tmp_path: pathlib.Path, spoil) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from flax import linen as nn
 import jax
 from jax.sharding import PartitionSpec as P
+import numpy as np
 import pytest
 
 from tfjax import config as config_lib
@@ -73,6 +74,7 @@ class Card:
   process_index: int = 0
   platform: str = "gpu"
   device_kind: str = "card"
+  slice_index: int = 0
 
 
 def test_no_accelerator_and_no_process_stands_idle(make_config) -> None:
@@ -102,6 +104,23 @@ def test_every_process_takes_part_with_as_many_devices(make_config) -> None:
       "train.batch_size": 6, "evaluation.batch_size": 8,
       "runtime.num_devices": None}), cores)
   assert [device.id for device in got.devices.flat] == [0, 4]
+
+
+@pytest.mark.parametrize("axes, along", [
+    (dict(fsdp=2, tensor=2), 0), (dict(fsdp=8), 1), (dict(tensor=8), None)])
+def test_between_slices_are_data_or_else_fsdp(
+    axes: dict[str, int], along: int | None, make_config) -> None:
+  cards = [Card(i, slice_index=i // 4) for i in range(8)]
+  config = make_config({"runtime.num_devices": None} | {
+      f"mesh.{name}": size for name, size in axes.items()})
+  if along is None:
+    with pytest.raises(config_lib.ConfigError, match="the 2 slices"):
+      sharding.make_mesh(config, cards)
+    return
+  devices = np.moveaxis(sharding.make_mesh(config, cards).devices, along, 0)
+  halves = [{device.slice_index for device in half.flat}
+            for half in np.split(devices, 2)]
+  assert halves == [{0}, {1}]
 
 
 def test_a_host_reads_the_rows_of_its_devices(make_config) -> None:

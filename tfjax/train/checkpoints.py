@@ -20,6 +20,7 @@ import os
 import pathlib
 import re
 import shutil
+import sys
 import threading
 import time
 from typing import Any
@@ -32,6 +33,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from tfjax import config as config_lib
+from tfjax.train import cluster
 
 _LOG = logging.getLogger("tfjax")
 
@@ -81,6 +83,7 @@ class Checkpoints:
                 # Despite its name it is called when all is written, by process
                 # 0 alone, in the saving thread, just before the rename.
                 post_finalization_callback=self._write_manifest,
+                barrier_sync_fn=cluster.SaveBarriers(),
                 # Else a save that could not begin may hang the next one.
                 create_directories_asynchronously=False)))
 
@@ -97,6 +100,9 @@ class Checkpoints:
     """
     self._settle()
     self._step = step
+    if problem := self._problem():
+      self._report(step, OSError(problem))
+      return
     try:
       self._manager.save(step, args=ocp.args.Composite(
           state=ocp.args.PyTreeSave(state),
@@ -130,6 +136,23 @@ class Checkpoints:
     """Returns when everything saved is on disk; never raises."""
     self._settle()
     self._manager.close()
+
+  def _problem(self) -> str | None:
+    """Why process 0, which makes the directories, cannot; at all processes.
+
+    In its save the others would wait for it in a collective.
+    """
+    if jax.process_count() == 1:
+      return None
+    problem, probe = None, self._directory / ".probe"
+    if cluster.is_main():
+      try:
+        probe.mkdir(exist_ok=True)
+        (probe / "file").write_bytes(bytes(1 << 12))
+      except OSError as error:
+        problem = str(error)
+      shutil.rmtree(probe, ignore_errors=True)
+    return cluster.broadcast(problem)
 
   def _watch(self, step: int) -> None:
     """In a thread of its own: the end of a save, told when it comes."""
@@ -370,4 +393,12 @@ def _without_tracebacks(record: logging.LogRecord) -> bool:
   return not (record.exc_info and "orbax" in record.pathname)
 
 
+def _without_late_writes(
+    unraisable: Any, before: Any = sys.unraisablehook) -> None:
+  """Nor of writes that end after their save has failed."""
+  if str(unraisable.exc_value) != "Event loop is closed":
+    before(unraisable)
+
+
 logging.getLogger("absl").addFilter(_without_tracebacks)
+sys.unraisablehook = _without_late_writes

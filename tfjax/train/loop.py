@@ -155,6 +155,10 @@ class _Run:
       ending = dataclasses.replace(ending, reason=(
           f"{ending.reason}, but that step could not be saved: the run will "
           f"go on from step {saved or 0}"))
+    elif ending.status == "complete" and saved != ending.steps:
+      ending = dataclasses.replace(ending, reason=(
+          "the last parameters could not be saved; to have them, make room, "
+          f"delete result.json and start again: from step {saved or 0}"))
     result = claim.shared(lambda: self._finish(ending))
     return records.RunRecord(**result)
 

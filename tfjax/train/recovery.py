@@ -69,11 +69,12 @@ class Recovery:
     """A step whose checkpoint is not to be gone back to; None: none is.
 
     The loss of a step does not tell what its own update has done: where the
-    first step is bad again after a return, the state returned to is.
+    step after it is bad with one batch and with another, the state is.
     """
-    to_step = bad.step - 1
-    again = self.rollbacks and self.rollbacks[-1]["to_step"] == to_step
-    return to_step if again and to_step else None
+    last = self.rollbacks[-1] if self.rollbacks else {}
+    place = bad.step, bad.step - 1
+    again = (last.get("step"), last.get("to_step")) == place
+    return bad.step - 1 if again and bad.step > 1 else None
 
   def roll_back(self, bad: Bad, to_step: int) -> dict[str, Any]:
     """Takes note of a return to `to_step`; the row that says so.

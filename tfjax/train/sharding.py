@@ -159,12 +159,17 @@ def _arranged(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
   """Devices as a mesh, so that axes lie along the machine's links."""
   slices = len({getattr(d, "slice_index", 0) for d in devices})
   if slices > 1:
-    # Between slices the network is slow: only gradients of `data` cross it.
-    if shape[0] % slices:
+    # Between slices the network is slow: best only gradients of `data` cross
+    # it, else parameters of `fsdp`.
+    between = next((i for i in (0, 1) if shape[i] % slices == 0), None)
+    if between is None:
       raise config_lib.ConfigError(
-          "mesh.data", f"{shape[0]} is not a multiple of the {slices} slices")
+          "mesh.data", f"neither data {shape[0]} nor fsdp {shape[1]} is a "
+          f"multiple of the {slices} slices")
+    within = [size // slices if i == between else size
+              for i, size in enumerate(shape)]
     return mesh_utils.create_hybrid_device_mesh(
-        (shape[0] // slices, *shape[1:]), (slices, *[1] * (len(shape) - 1)),
+        within, [slices if i == between else 1 for i in range(len(shape))],
         devices, allow_split_physical_axes=True)
   return mesh_utils.create_device_mesh(
       shape, devices, allow_split_physical_axes=True)
