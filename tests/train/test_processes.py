@@ -33,7 +33,7 @@ from tfjax.train import step as step_lib
 pytestmark = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).parents[2]
-TIMEOUT = 300
+TIMEOUT = 120
 STEPS, SAVED = 6, 3
 
 # A process does not import all over again: a server has, and forks.
@@ -52,7 +52,8 @@ def train_noting(config: pathlib.Path, workdir: pathlib.Path, devices: int,
     os.dup2(file.fileno(), 2)
   os.environ.update(environment)
   jax.config.update("jax_num_cpu_devices", devices)
-  logging.basicConfig(level=logging.INFO)
+  logging.basicConfig(force=True)
+  logging.getLogger("tfjax").setLevel(logging.INFO)
   reads, index = [], int(os.environ["JAX_PROCESS_ID"])
   put, save, restore = (step_lib.put, checkpoints.Checkpoints.save,
                         checkpoints.Checkpoints.restore)
@@ -83,11 +84,13 @@ def train_noting(config: pathlib.Path, workdir: pathlib.Path, devices: int,
   def noted_save(self, number, state, counters):
     note(f"saved-{number}", state)
     full = act.get("full") == [index, number]
+    self.latest_step()  # waits for the one before
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8 if full else soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8_000 if full else soft, hard))
     save(self, number, state, counters)
     if full:
       self.latest_step()  # waits for it
+      del act["full"]  # once
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
   def noted_restore(self, *arguments):
@@ -111,8 +114,8 @@ def free_address() -> str:
     return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
-class Forked(subprocess.Popen):
-  """`train_noting` in a process of the server, as if it were a Popen."""
+class Forked:
+  """`train_noting` in a process of the server; what Popen has that is used."""
 
   def __init__(self, *arguments: Any):
     self._process = FORKS.Process(target=train_noting, args=arguments)
@@ -128,15 +131,13 @@ class Forked(subprocess.Popen):
   def kill(self) -> None:
     self._process.kill()
 
-  def __del__(self, *_: Any) -> None:
-    pass
-
 
 class Launched:
   """Processes that were started together, and what they print."""
 
   def __init__(self, folder: pathlib.Path, count: int,
-               start: Callable[[int, pathlib.Path], subprocess.Popen]):
+               start: Callable[[int, pathlib.Path], subprocess.Popen | Forked]
+               ):
     folder.mkdir(exist_ok=True)
     number = len(list(folder.glob("log-*")))
     self.logs = [folder / f"log-{number}-{i}" for i in range(count)]
@@ -285,7 +286,7 @@ def test_two_processes_roll_back_and_outlive_a_failed_save(
       config, recovery=config_lib.RecoveryConfig(action="rollback"),
       checkpoint=dataclasses.replace(config.checkpoint, every_steps=2))
   begin = time.monotonic()
-  with program(on_devices(changed, data=2), tmp_path, 2, act=dict(
+  with program(on_devices(changed, fsdp=2), tmp_path, 2, act=dict(
       what="spoil", process=1, step=5, full=[1, 4])) as both:
     both.finish()
   assert time.monotonic() - begin < 120  # nobody waited for a time limit

@@ -388,9 +388,10 @@ def _reason(error: Exception) -> str:
 
 
 def _without_tracebacks(record: logging.LogRecord) -> bool:
-  """Not those that Orbax logs of one failed save, of hundreds of lines each,
-  in which the line of ours would drown."""
-  return not (record.exc_info and "orbax" in record.pathname)
+  """Not those of one failed save, by Orbax or of its tasks, of hundreds of
+  lines, in which the line of ours would drown."""
+  return not (record.exc_info and
+              "orbax" in record.pathname + record.getMessage())
 
 
 def _without_late_writes(
@@ -400,5 +401,6 @@ def _without_late_writes(
     before(unraisable)
 
 
-logging.getLogger("absl").addFilter(_without_tracebacks)
+for _name in ("absl", "asyncio"):
+  logging.getLogger(_name).addFilter(_without_tracebacks)
 sys.unraisablehook = _without_late_writes
