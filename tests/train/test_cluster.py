@@ -16,6 +16,7 @@ import pytest
 
 from tfjax import config as config_lib
 from tfjax.train import cluster
+from tfjax.train import launches
 
 # Task 5 of 8, on the second of two nodes, four tasks a node.
 STEP = {
@@ -34,7 +35,7 @@ def without(*names: str) -> dict[str, str]:
 
 def test_a_step_of_srun_tells_all() -> None:
   # 61440 + (100 * 16 + 2) % 4096
-  assert cluster.find_launch(STEP) == cluster.Launch(
+  assert launches.find(STEP) == launches.Launch(
       "SLURM", "gpu07.cluster:63042", 8, 5)
 
 
@@ -52,7 +53,7 @@ def test_a_step_of_srun_tells_all() -> None:
     {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"},
 ], ids=str)
 def test_a_process_that_is_alone_stays_so(environment: dict[str, str]) -> None:
-  assert cluster.find_launch(environment) is None
+  assert launches.find(environment) is None
 
 
 @pytest.mark.parametrize("hosts, first", [
@@ -60,7 +61,7 @@ def test_a_process_that_is_alone_stays_so(environment: dict[str, str]) -> None:
     ("n[003,007-015]", "n003"), ("n-a[2-3]-ib,x", "n-a2-ib")])
 def test_the_first_host_of_a_list_is_the_coordinator(
     hosts: str, first: str) -> None:
-  launch = cluster.find_launch(STEP | {"SLURM_STEP_NODELIST": hosts})
+  launch = launches.find(STEP | {"SLURM_STEP_NODELIST": hosts})
   assert launch.address == f"{first}:63042"
 
 
@@ -82,20 +83,20 @@ def test_the_first_host_of_a_list_is_the_coordinator(
 ], ids=str)
 def test_tasks_of_a_node_share_its_gpus(
     changes: dict[str, str], devices: tuple[int, ...] | None) -> None:
-  assert cluster.find_launch(STEP | changes).local_device_ids == devices
+  assert launches.find(STEP | changes).local_device_ids == devices
 
 
 def test_explicit_variables_come_first() -> None:
-  assert cluster.find_launch(STEP | EXPLICIT) == cluster.Launch(
+  assert launches.find(STEP | EXPLICIT) == launches.Launch(
       "JAX_COORDINATOR_ADDRESS", "host:1234", 4, 3)
   # An address alone is for the step's processes.
   address = {"JAX_COORDINATOR_ADDRESS": "other:99"}
-  assert cluster.find_launch(STEP | address).address == "other:99"
+  assert launches.find(STEP | address).address == "other:99"
 
 
 def test_a_pod_of_several_hosts_is_found() -> None:
-  launch = cluster.find_launch({"TPU_WORKER_HOSTNAMES": "a,b,c"})
-  assert launch == cluster.Launch("TPU pod of 3 hosts")
+  launch = launches.find({"TPU_WORKER_HOSTNAMES": "a,b,c"})
+  assert launch == launches.Launch("TPU pod of 3 hosts")
 
 
 @pytest.mark.parametrize("environment, message", [
@@ -110,7 +111,7 @@ def test_a_pod_of_several_hosts_is_found() -> None:
 def test_half_a_launch_is_refused(
     environment: dict[str, str], message: str) -> None:
   with pytest.raises(config_lib.ConfigError, match=message) as caught:
-    cluster.find_launch(environment)
+    launches.find(environment)
   assert caught.value.key == "runtime.distributed"
 
 
@@ -143,6 +144,7 @@ ALONE = """
 import logging, sys
 from tfjax import config
 from tfjax.train import cluster
+from tfjax.train import launches
 logging.basicConfig(level=logging.INFO)
 cluster._CONNECT_SECONDS = 2
 try:
@@ -207,6 +209,7 @@ import json, sys
 import jax, numpy as np
 from tfjax import config
 from tfjax.train import cluster
+from tfjax.train import launches
 cluster.initialize(config.RuntimeConfig())
 cluster.initialize(config.RuntimeConfig())
 index = jax.process_index()

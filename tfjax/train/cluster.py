@@ -1,25 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many processes that train one model: how they meet, agree and part.
 
-Who they are comes from the launcher's environment; JAX then connects them.
-Numbers of the training go through collectives on the mesh, as in one process;
-here are the few things beside it: a word of process 0 for all, a wait for all,
-signals that reach one process and concern all, and what happens to the others
-when one fails. Nothing here knows what is trained.
+Who they are comes from the launcher's environment (tfjax.train.launches); JAX
+then connects them. Numbers of the training go through collectives on the mesh,
+as in one process; here are the few things beside it: a word of process 0 for
+all, a wait for all, signals that reach one process and concern all, and what
+happens to the others when one fails. Nothing here knows what is trained.
 """
 
 import contextlib
-import dataclasses
 import itertools
 import json
 import logging
 import os
-import re
 import socket
 import sys
 import threading
 import time
-from typing import Any, Iterator, Mapping
+from typing import Any, Iterator
 
 import jax
 from jax._src import distributed  # its key-value store has no public name
@@ -27,6 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import numpy as np
 
 from tfjax import config as config_lib
+from tfjax.train import launches
 
 _LOG = logging.getLogger("tfjax")
 
@@ -47,17 +46,6 @@ class PeerError(RuntimeError):
   """Another process of this run has failed. Says which, and why."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Launch:
-  """What a launcher says of this process; no address: JAX asks the machine."""
-
-  by: str
-  address: str | None = None
-  num_processes: int | None = None
-  process_id: int | None = None
-  local_device_ids: tuple[int, ...] | None = None
-
-
 # --- Meeting -----------------------------------------------------------------
 
 
@@ -72,7 +60,7 @@ def initialize(runtime: config_lib.RuntimeConfig) -> None:
   """
   if runtime.distributed == "off" or jax.distributed.is_initialized():
     return
-  launch = find_launch(os.environ)
+  launch = launches.find(os.environ)
   if launch is None and runtime.distributed == "auto":
     return
   # Its SIGTERM handler would swallow the signal before ours is in place.
@@ -87,98 +75,7 @@ def initialize(runtime: config_lib.RuntimeConfig) -> None:
             jax.local_device_count(), jax.device_count(), ", ".join(kinds))
 
 
-def find_launch(environment: Mapping[str, str]) -> Launch | None:
-  """What the environment says; None where this process is alone.
-
-  Raises:
-    ConfigError: JAX_COORDINATOR_ADDRESS is there without the rest.
-  """
-  address = environment.get("JAX_COORDINATOR_ADDRESS")
-  own = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-  if any(name in environment for name in own):
-    return _explicit(environment, ("JAX_COORDINATOR_ADDRESS", *own))
-  if slurm := _slurm(environment):
-    return slurm
-  hosts = environment.get("TPU_WORKER_HOSTNAMES", "").split(",")
-  if len(hosts) > 1:
-    return Launch(f"TPU pod of {len(hosts)} hosts")
-  if address:
-    return _explicit(environment, ("JAX_COORDINATOR_ADDRESS", *own))
-  return None
-
-
-def _explicit(environment: Mapping[str, str],
-              names: tuple[str, str, str]) -> Launch | None:
-  missing = [name for name in names if not environment.get(name)]
-  if missing:
-    there = [name for name in names if name not in missing]
-    raise config_lib.ConfigError(
-        "runtime.distributed", f"{' and '.join(there)} set, "
-        f"{' and '.join(missing)} not; set all three in every process, or "
-        "none, or runtime.distributed=off")
-  address, count, index = (environment[name] for name in names)
-  if not re.fullmatch(r".+:\d+", address):
-    raise config_lib.ConfigError(
-        "runtime.distributed", f"JAX_COORDINATOR_ADDRESS={address} is not "
-        "HOST:PORT")
-  if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
-    raise config_lib.ConfigError(
-        "runtime.distributed", f"JAX_PROCESS_ID={index} with "
-        f"JAX_NUM_PROCESSES={count}; processes are numbered from 0")
-  if int(count) == 1:
-    return None
-  return Launch("JAX_COORDINATOR_ADDRESS", address, int(count), int(index))
-
-
-def _slurm(environment: Mapping[str, str]) -> Launch | None:
-  """The srun step that this process is a task of, if it has several.
-
-  Only variables of the step count. Those of the job (SLURM_NTASKS) are also
-  there in a batch script, in a shell on an allocated node and in what is
-  started from it, where no other task runs.
-  """
-  names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS",
-           "SLURM_STEP_NUM_NODES", "SLURM_STEP_NODELIST", "SLURM_PROCID",
-           "SLURM_LOCALID")
-  if not all(environment.get(name) for name in names):
-    return None
-  job, step, tasks, nodes, hosts, index, local = (
-      environment[name] for name in names)
-  if int(tasks) < 2:
-    return None
-  address = environment.get("JAX_COORDINATOR_ADDRESS")
-  if not address:
-    # Above the ephemeral ports; steps of a node do not share one.
-    port = 61440 + (int(job) * 16 + int(step)) % 4096
-    address = f"{_first_host(hosts)}:{port}"
-  return Launch("SLURM", address, int(tasks), int(index),
-                _share_of_gpus(environment, int(local),
-                               int(tasks) // int(nodes)))
-
-
-def _first_host(hosts: str) -> str:
-  """Of SLURM's compact list: node[03-05,9].cluster,other -> node03.cluster."""
-  name, first, rest = re.match(
-      r"([^,\[]+)(?:\[(\w+)[^\]]*\]([^,]*))?", hosts).groups(default="")
-  return name + first + rest
-
-
-def _share_of_gpus(environment: Mapping[str, str], local: int,
-                   tasks: int) -> tuple[int, ...] | None:
-  """This task's GPUs, where all tasks of a node see them all; None: all.
-
-  JAX itself would take one GPU a task, also where a task has the whole node.
-  """
-  visible = environment.get("CUDA_VISIBLE_DEVICES", "")
-  seen = len(visible.split(",")) if visible else 0
-  narrowed = seen < int(environment.get("SLURM_GPUS_ON_NODE", seen))
-  if tasks < 2 or narrowed or "JAX_LOCAL_DEVICE_IDS" in environment:
-    return None
-  share = seen // tasks
-  return tuple(range(local * share, (local + 1) * share)) or None
-
-
-def _let_jax_find(launch: Launch | None) -> None:
+def _let_jax_find(launch: launches.Launch | None) -> None:
   """For TPU pods, and for launchers that only JAX knows."""
   _LOG.info("%s: JAX looks for the other processes",
             launch.by if launch else "runtime.distributed=on")
@@ -194,7 +91,7 @@ def _let_jax_find(launch: Launch | None) -> None:
         "JAX_PROCESS_ID in every process") from error
 
 
-def _connect(launch: Launch) -> None:
+def _connect(launch: launches.Launch) -> None:
   """Meets the others; JAX would end the process without a word in Python."""
   who = f"process {launch.process_id} of {launch.num_processes}"
   _LOG.info("%s (%s): coordinator at %s", who, launch.by, launch.address)
