@@ -139,7 +139,8 @@ def test_shards_are_loaded_each_by_itself(tmp_path: pathlib.Path) -> None:
 
 def test_the_rules_of_training_place_parameters(
     directory: pathlib.Path) -> None:
-  mesh = Mesh(np.array(jax.devices()), sharding.MESH_AXES)
+  mesh = Mesh(np.array(jax.devices()).reshape(4, 2, 1, 1),
+              sharding.MESH_AXES)
   _, params = hub.load(directory, shardings=functools.partial(
       sharding.parameter_shardings, mesh=mesh))
   assert all(x.sharding.mesh == mesh for x in jax.tree.leaves(params))

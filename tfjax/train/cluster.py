@@ -235,11 +235,11 @@ class SaveBarriers:
     after = f"{self._name}/{self._round + 1}/{index}"
     while True:
       # Looked at first: who is there has set whatever it set before.
-      skipped = _try_get(client, after) is not None
+      if _try_get(client, after) is not None:
+        return _try_get(client, key)
       with contextlib.suppress(jax.errors.JaxRuntimeError):
-        return client.blocking_key_value_get(
-            key, 1 if skipped else _POLL_MILLISECONDS)
-      if skipped or time.monotonic() > deadline or _failure(client):
+        return client.blocking_key_value_get(key, _POLL_MILLISECONDS)
+      if time.monotonic() > deadline or _failure(client):
         return None
 
 

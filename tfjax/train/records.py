@@ -46,7 +46,8 @@ class RunRecord:
   time inside training steps times the devices of the time, compilation left
   out and undone steps not; `mfu` is achieved over peak FLOP/s,
   `flops_convention` being what counts. Devices, processes and mesh are those
-  of the last part of a run that was interrupted.
+  of the last part of a run that was interrupted; steps that a kill lost, back
+  to the newest checkpoint, count once, as they were done again.
   """
 
   run_id: str
