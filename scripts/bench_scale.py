@@ -24,6 +24,7 @@ import tempfile
 import time
 from typing import Any, Callable
 
+from absl import logging as absl_logging
 import jax
 import numpy as np
 
@@ -277,6 +278,7 @@ def checkpoint_time(directory: pathlib.Path) -> dict[str, Any]:
 
 def main(rounds: int) -> dict[str, Any]:
   """All of it; prints as it goes."""
+  absl_logging.set_verbosity(absl_logging.WARNING)
   results: dict[str, Any] = {}
 
   def record(name: str, figures: dict[str, Any]) -> None:
