@@ -13,14 +13,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+import bench_scale
 from tfjax import config as config_lib
 from tfjax.cost import flops as flops_lib
 from tfjax.cost import hardware
 from tfjax.cost import lengths as lengths_lib
-from tfjax.models import inputs as inputs_lib
-from tfjax.objectives import loss as loss_lib
 from tfjax.train import optimizers
 from tfjax.train import sharding
 from tfjax.train import step as step_lib
@@ -67,21 +65,13 @@ def matrix_rate(size: int = 8192, seconds: float = 2.0) -> float:
   return best
 
 
-def batch_of(config: config_lib.ExperimentConfig) -> loss_lib.Batch:
-  rng = np.random.default_rng(0)
-  shape = (config.train.batch_size, config.model.context_length)
-  tokens = rng.integers(0, 50257, (2, *shape), np.int32)
-  return loss_lib.Batch(inputs_lib.Inputs(tokens[0]), tokens[1],
-                        np.ones(shape, np.float32))
-
-
 def measure(config: config_lib.ExperimentConfig, rounds: int
             ) -> dict[str, Any]:
   """Tokens a second; raises where it does not fit."""
   mesh = sharding.make_mesh(config)
   steps = step_lib.Steps(config.model, config.optimizer, config.train,
                          config.recovery, config.runtime, mesh)
-  batch = step_lib.put(mesh, batch_of(config))
+  batch = step_lib.put(mesh, bench_scale.batch_of(config))
   begin = time.perf_counter()
   step = steps.compiled_train(batch)
   compile_seconds = time.perf_counter() - begin

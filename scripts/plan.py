@@ -42,6 +42,7 @@ from tfjax.cost import roofline as roofline_lib
 from tfjax.models import transformer
 from tfjax.train import ahead
 from tfjax.train import remedies
+from tfjax.train import sharding
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "experiment file; --config.key=value overrides a value")
@@ -311,7 +312,7 @@ def show_table(console: console_lib.Console, title: str, header: list[str],
 
 
 def show_size(console: console_lib.Console, result: dict[str, Any]) -> None:
-  axes = " x ".join(f"{axis} {size}" for axis, size in result["mesh"].items())
+  axes = sharding.product(result["mesh"])
   line(console, f"{result['name']}: {result['params_total']:,} parameters, "
        f"{result['batch_size']:,} sequences = {result['batch_tokens']:,} "
        f"tokens a step, {result['dtype']}, remat {result['remat']}, layers "

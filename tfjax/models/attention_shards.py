@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tfjax.models import blocks
+from tfjax.models import layers
 from tfjax.models import masks
 
 Form = Callable[[Array, Array, Array, masks.Mask, float], Array]
@@ -41,17 +42,8 @@ class Cut:
 
 def cut() -> Cut:
   """That of `jax.set_mesh` and Linen's rules around the call."""
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
-    return Cut()
-  heads, length = nn.logical_to_mesh_axes(("heads", "length"))
-  sizes = [math.prod(mesh.shape[name] for name in _names(axes))
-           for axes in (heads, length)]
-  return Cut(*sizes, length)
-
-
-def _names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
-  return (axes,) if isinstance(axes, str) else axes or ()
+  return Cut(layers.parts("heads"), layers.parts("length"),
+             next(iter(layers.mesh_axes("length")), None))
 
 
 def attend(

@@ -7,6 +7,7 @@ F feed-forward width, N heads, H head width, V vocabulary.
 """
 
 import functools
+import math
 from typing import Any, Callable, Sequence
 
 from flax import linen as nn
@@ -27,7 +28,7 @@ PARAMETER_AXES = frozenset({
     "vocab", "position", "token_type", "buckets", "embed", "stream", "heads",
     "kv_heads", "head_dim", "mlp", "layers"})
 ACTIVATION_AXES = frozenset(
-    {"batch", "length", "stream", "heads", "kv_heads", "mlp", "vocab"})
+    {"batch", "length", "stream", "heads", "kv_heads", "mlp"})
 
 
 @struct.dataclass
@@ -82,6 +83,12 @@ def constrain(x: Array, *axes: str | None) -> Array:
 def mesh_axes(*axes: str | None) -> tuple[str, ...]:
   """The mesh axes of more than one device that logical axes are cut over."""
   return tuple(name for names in _mesh_axes(axes) for name in names)
+
+
+def parts(*axes: str) -> int:
+  """Into how many parts the mesh at hand cuts logical axes."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return math.prod(mesh.shape[name] for name in mesh_axes(*axes))
 
 
 def _mesh_axes(axes: Sequence[str | None]) -> list[tuple[str, ...]]:

@@ -122,10 +122,7 @@ def _logits(hidden_BCD, head_VD, bias_V):
 
 def _padded(*arrays: Array) -> tuple[Array, ...]:
   """Adds zeros, which have no weight, until the length divides over devices."""
-  mesh, parts = jax.sharding.get_abstract_mesh(), 1
-  for name in layers.mesh_axes("length"):
-    parts *= mesh.shape[name]
-  added = -arrays[0].shape[1] % parts
+  added = -arrays[0].shape[1] % layers.parts("length")
   return tuple(jnp.pad(x, [(0, 0), (0, added)] + [(0, 0)] * (x.ndim - 2))
                for x in arrays) if added else arrays
 

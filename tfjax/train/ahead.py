@@ -224,7 +224,7 @@ def make_mesh(config: config_lib.ExperimentConfig,
   mesh = sharding.make_mesh(config, devices)
   if mesh.size != len(devices):
     raise config_lib.ConfigError(
-        "mesh", f"{' x '.join(f'{a} {n}' for a, n in mesh.shape.items())} is "
+        "mesh", f"{sharding.product(mesh.shape)} is "
         f"{mesh.size} of {len(devices)} devices; leave mesh.data unset to use "
         "all")
   return mesh

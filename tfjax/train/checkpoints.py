@@ -27,8 +27,6 @@ from typing import Any
 import zlib
 
 import jax
-from jax.experimental import multihost_utils
-import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -195,7 +193,7 @@ class Checkpoints:
 
   def _remove_unfinished(self) -> None:
     """Removes what a killed or failed save has left."""
-    if jax.process_index() == 0:
+    if cluster.is_main():
       for path in self._unfinished():
         shutil.rmtree(path, ignore_errors=True)
 
@@ -313,8 +311,8 @@ def newest_sound(directory: pathlib.Path,
   Process 0 looks, and all processes get its answer. Of each damaged one it
   warns, and moves it out of the way if asked; `suspect` is taken for one.
   """
-  found = -1
-  if jax.process_index() == 0:
+  found = None
+  if cluster.is_main():
     steps = _steps(directory)
     for step in reversed(steps):
       damage = (["training cannot go on from it"] if step == suspect
@@ -328,8 +326,7 @@ def newest_sound(directory: pathlib.Path,
           "; ".join(damage), f" and now lies in {where}" if where else "",
           "there is none before it" if step == steps[0] else
           "the one before it is used")
-  found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
-  return None if found < 0 else found
+  return cluster.broadcast(found)
 
 
 def _set_aside(checkpoint: pathlib.Path) -> pathlib.Path:

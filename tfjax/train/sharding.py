@@ -10,7 +10,7 @@ Any product of them is a mesh; the same config runs on each.
 """
 
 import math
-from typing import Any, Sequence
+from typing import Any, Mapping, Sequence
 
 from flax import linen as nn
 import jax
@@ -69,22 +69,22 @@ def make_mesh(config: config_lib.ExperimentConfig,
   if given not in (None, count):
     raise config_lib.ConfigError(
         "runtime.num_devices", f"{given} is not the product of the mesh, "
-        f"{_product(shape)} = {count}; leave one of mesh.data and "
+        f"{product(shape)} = {count}; leave one of mesh.data and "
         "runtime.num_devices unset")
   if count > len(devices):
     raise config_lib.ConfigError(
         "runtime.num_devices" if given else "mesh", f"{count} "
-        f"({_product(shape)}) is more than the {len(devices)} "
+        f"({product(shape)}) is more than the {len(devices)} "
         f"{devices[0].platform} device(s) here")
   processes = _processes(devices)
   if count % len(processes):
     raise config_lib.ConfigError(
-        "mesh", f"the {count} devices of {_product(shape)} are not the same "
+        "mesh", f"the {count} devices of {product(shape)} are not the same "
         f"number on each of {len(processes)} processes; use all "
         f"{len(devices)}")
   if count < len(devices) and given is None and devices[0].platform != "cpu":
     raise config_lib.ConfigError(
-        "mesh", f"{_product(shape)} uses {count} of {len(devices)} "
+        "mesh", f"{product(shape)} uses {count} of {len(devices)} "
         f"{devices[0].platform} devices; use all, or set "
         f"runtime.num_devices={count} if the others are to stand idle")
   _check_divides(config, shape)
@@ -101,7 +101,8 @@ def _processes(devices: Sequence[Any]) -> list[list[Any]]:
   return [own[index] for index in sorted(own)]
 
 
-def _product(shape: dict[str, int]) -> str:
+def product(shape: Mapping[str, int]) -> str:
+  """A mesh's shape in words, such as data 2 x fsdp 4."""
   return " x ".join(f"{axis} {size}" for axis, size in shape.items())
 
 

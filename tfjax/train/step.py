@@ -134,10 +134,10 @@ class Steps:
         self.model.config, sharding.row_parts(self.mesh),
         self.mesh.shape["sequence"])
     params = nn.meta.unbox(self.model.init(key, inputs)["params"])
-    # An explicit type: a weakly typed 0 would compile the step twice.
     recent = None
     if self.recovery.spike_factor is not None:
       recent = jnp.full(self.recovery.spike_window, jnp.nan)
+    # An explicit type: a weakly typed 0 would compile the step twice.
     return TrainState(jnp.zeros((), jnp.int32), params,
                       self.optimizer.init(params), schedule, recent)
 
