@@ -68,7 +68,7 @@ class Parameter:
       raise ValueError(f"parameter {self.name}: low must be positive for log")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # hashed by what it is
 class Law:
   """What is fitted, of which columns, within which bounds, and whose it is.
 

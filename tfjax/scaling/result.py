@@ -5,14 +5,15 @@ import dataclasses
 import platform
 from typing import Any
 
+import jax
 import numpy as np
 import pandas as pd
 
+from tfjax.scaling import estimate as estimate_lib
+from tfjax.scaling import forms
 from tfjax.scaling import frontier
-from tfjax.scaling import laws
 from tfjax.scaling import table
-
-FloatArray = np.ndarray
+from tfjax.scaling.forms import FloatArray
 
 STATUSES = ("converged", "bound_hit", "not_identifiable", "multiple_optima",
             "max_iterations")
@@ -23,8 +24,8 @@ class HeldOut:
   """A run that was left out of the fit, and what the fit says of it."""
 
   run: str
-  params: float
-  tokens: float
+  params: float | None
+  tokens: float | None
   flops: float
   measured: float
   predicted: float
@@ -35,25 +36,37 @@ class HeldOut:
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-  """A fitted law. Numbers that the data do not determine are marked so."""
+  """A fitted law. Numbers that the data do not determine are marked so.
 
-  law: laws.Law
+  `coefficients` are natural parameters of the law as its form has them.
+  `intervals` are percentiles of the bootstrap, `profile_intervals` those of
+  the profile likelihood, of exponents and constants: None where there is no
+  meaningful one, or for an end that is open. `extrapolation` is how well the
+  law, fitted without the runs of the most compute, predicts them.
+  """
+
+  law: forms.Law
   status: str
   reason: str
   coefficients: dict[str, float]
-  intervals: dict[str, tuple[float, float] | None]  # None: meaningless
+  intervals: dict[str, tuple[float, float] | None]
+  profile_intervals: dict[str, tuple[float | None, float | None]]
   determined: dict[str, bool]
   objective: float
   starts: int
   share_at_best: float
+  optima: tuple[dict[str, Any], ...]  # others as good: coefficients, objective
   settings: dict[str, Any]
   conventions: dict[str, Any]
-  runs: pd.DataFrame  # the rows used: run, params, tokens, loss, flops
+  runs: pd.DataFrame  # the rows used: run, axes, target, flops
   excluded: tuple[table.Excluded, ...]
   holdout: tuple[HeldOut, ...]
-  cost: frontier.Cost
+  extrapolation: tuple[HeldOut, ...]
+  cost: frontier.Cost | None  # None where the law does not know N and D
   samples: FloatArray  # [bootstrap, parameters], natural
-  residuals: FloatArray  # [rows] log measured - log predicted
+  residuals: FloatArray  # [rows] measured less predicted, of logs or not
+  estimate: estimate_lib.Estimate = dataclasses.field(repr=False)
+  theta: FloatArray = dataclasses.field(repr=False)  # the solver's parameters
 
   @property
   def level(self) -> float:
@@ -61,34 +74,83 @@ class Fit:
 
   @property
   def has_intervals(self) -> bool:
-    """False where the table's own shape leaves a parameter open."""
-    return all(self.intervals[name] is not None for name in self.intervals)
+    """False where the table's own shape leaves a parameter open, or there was
+    no bootstrap."""
+    return bool(len(self.samples)) and all(
+        self.intervals[name] is not None for name in self.estimate.free)
 
-  def predict(self, params: FloatArray, tokens: FloatArray) -> FloatArray:
-    """Loss (nats a token) of the fitted surface."""
-    return self.law.predict(self._natural, axes(params, tokens))
+  @property
+  def derived(self) -> dict[str, float]:
+    """What follows from the coefficients, by name (Kaplan's N_c, say)."""
+    return {name: float(follows(self.coefficients))
+            for name, follows in self.law.derived.items()}
+
+  def predict(self, *inputs: Any, **axes: Any) -> FloatArray:
+    """The target (for most laws loss, nats a token) on the fitted surface.
+
+    Args:
+      *inputs: the law's axes in the order of `law.axes`: params, tokens.
+      **axes: or by name.
+
+    Raises:
+      TypeError: an axis is missing, or is not the law's.
+    """
+    return self.law.predict(self._natural, self._axes(inputs, axes))
 
   def predict_interval(
-      self, params: FloatArray, tokens: FloatArray, *, noise: bool = False
+      self, *inputs: Any, noise: bool = False, **axes: Any
   ) -> tuple[FloatArray, FloatArray]:
     """Percentile interval over the bootstrap.
 
-    With `noise` of one more measured loss, residuals included (widened for
+    With `noise` of one more measured value, residuals included (widened for
     the fitted parameters); without, of the surface itself. NaN where the
     table cannot determine the parameters: resamples do not show that.
     """
-    at = {k: v[..., None] for k, v in axes(params, tokens).items()}
-    losses = self.law.predict(self.samples, at)
-    if noise:
-      spare = max(len(self.residuals) - len(self.law.parameters), 1)
-      widened = self.residuals * np.sqrt(len(self.residuals) / spare)
-      rng = np.random.default_rng(self.settings["seed"])
-      losses = losses * np.exp(rng.choice(widened, size=losses.shape))
-    tail = 100 * (1 - self.level) / 2
-    low, high = np.percentile(losses, [tail, 100 - tail], axis=-1)
+    at = {k: v[..., None] for k, v in self._axes(inputs, axes).items()}
     if not self.has_intervals:
-      return np.full_like(low, np.nan), np.full_like(high, np.nan)
+      shape = np.broadcast_shapes(*(v.shape[:-1] for v in at.values()))
+      return np.full(shape, np.nan), np.full(shape, np.nan)
+    values = self.law.predict(self.samples, at)
+    if noise:
+      spare = max(len(self.residuals) - len(self.estimate.free), 1)
+      widened = self.residuals * np.sqrt(len(self.residuals) / spare)
+      drawn = np.random.default_rng(self.settings["seed"]).choice(
+          widened, size=values.shape)
+      values = (values * np.exp(drawn) if self.settings["space"] == "log"
+                else values + drawn)
+    tail = 100 * (1 - self.level) / 2
+    low, high = np.percentile(values, [tail, 100 - tail], axis=-1)
     return low, high
+
+  def profile(self, name: str, points: int = 25) -> pd.DataFrame:
+    """The profile likelihood of an exponent, a constant, or any parameter of
+    a law that is a function.
+
+    Returns:
+      One row a value: value, objective, deviance (on chi-squared's scale, one
+      degree of freedom), and each parameter at its best for that value.
+
+    Raises:
+      ValueError: a coefficient whose exponent is free has no profile.
+    """
+    estimate = self.estimate
+    grid = estimate.profile_grid(self.coefficients[name], points)
+    low, high = self.profile_intervals.get(name, (None, None))
+    if low is not None and high is not None:  # A little wider than that.
+      grid = np.linspace(low - 0.5 * (high - low), high + 0.5 * (high - low),
+                         points)
+    natural, objective, deviance = estimate.profile(self.theta, name, grid)
+    return pd.DataFrame({
+        "value": natural[:, self.law.parameters.index(name)],
+        "objective": objective, "deviance": deviance,
+        **{other: natural[:, k]
+           for k, other in enumerate(self.law.parameters)}})
+
+  def profile_interval(self, name: str) -> tuple[float | None, float | None]:
+    """Ends of the profile likelihood's interval; None for one that is open."""
+    if name in self.profile_intervals:
+      return self.profile_intervals[name]
+    return self.estimate.profile_interval(self.theta, name, self.level)
 
   def compute_optimal(self, flops: FloatArray | float) -> pd.DataFrame:
     """One row a budget: params, tokens, tokens_per_parameter and loss on the
@@ -98,7 +160,8 @@ class Fit:
     Raises:
       ValueError: a budget is not positive, or the law has no trade-off.
     """
-    rows = frontier.table(self.law, self._natural, self.samples, self.cost,
+    samples = self.samples if self.has_intervals else self._natural[None]
+    rows = frontier.table(self.law, self._natural, samples, self.cost,
                           np.asarray(flops, dtype=np.float64), self.level)
     if not self.has_intervals:
       rows.loc[:, rows.columns != "flops"] = np.nan
@@ -112,24 +175,33 @@ class Fit:
     return {
         "law": self.law.name, "form": self.law.form, "source": self.law.source,
         "status": self.status, "reason": self.reason,
-        "coefficients": self.coefficients, "intervals": self.intervals,
+        "coefficients": self.coefficients, "derived": self.derived,
+        "intervals": self.intervals,
+        "profile_intervals": self.profile_intervals,
         "determined": self.determined, "objective": self.objective,
         "starts": self.starts, "share_at_best": self.share_at_best,
-        "settings": self.settings, "conventions": self.conventions,
+        "optima": list(self.optima), "settings": self.settings,
+        "conventions": self.conventions,
         "num_runs": len(self.runs), "runs": list(self.runs["run"]),
         "excluded": [dataclasses.asdict(e) for e in self.excluded],
         "holdout": [dataclasses.asdict(h) for h in self.holdout],
-        "cost": dataclasses.asdict(self.cost),
+        "extrapolation": [dataclasses.asdict(h) for h in self.extrapolation],
+        "cost": self.cost and dataclasses.asdict(self.cost),
         "versions": {"python": platform.python_version(),
-                     "numpy": np.__version__, "pandas": pd.__version__},
+                     "numpy": np.__version__, "pandas": pd.__version__,
+                     "jax": jax.__version__},
     }
 
   @property
   def _natural(self) -> FloatArray:
     return np.array([self.coefficients[k] for k in self.law.parameters])
 
-
-def axes(params: Any, tokens: Any) -> dict[str, FloatArray]:
-  """The axes of a law, float64."""
-  return {"params": np.asarray(params, dtype=np.float64),
-          "tokens": np.asarray(tokens, dtype=np.float64)}
+  def _axes(self, inputs: tuple[Any, ...],
+            named: dict[str, Any]) -> dict[str, FloatArray]:
+    axes = dict(zip(self.law.axes, inputs)) | named
+    if len(inputs) > len(self.law.axes) or set(axes) != set(self.law.axes) or (
+        len(axes) < len(inputs) + len(named)):
+      raise TypeError(f"law {self.law.name!r} is a function of "
+                      f"{', '.join(self.law.axes)}; got {len(inputs)} by place"
+                      + "".join(f", {name}" for name in named))
+    return {k: np.asarray(v, dtype=np.float64) for k, v in axes.items()}

@@ -1,20 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Huber regression of log-sum-exp models, many problems at once.
+"""Robust regression of any smooth form, many problems at once.
 
-One problem is a start and a vector of row weights (a bootstrap resample is
-one). All run together in numpy; what a model means is in `laws`, what a
-result means in `fit`.
+One problem is a start, a vector of row weights (a bootstrap resample is one)
+and a box of bounds (a profile point is a box without width). All run together
+as one vmapped program; what a form means is in `forms`, what a result means
+in `fit`.
 """
 
+from concurrent import futures
 import dataclasses
+import functools
+import os
+from typing import Any, Callable
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-FloatArray = np.ndarray
+from tfjax.scaling import forms
+from tfjax.scaling.forms import FloatArray
 
-_DAMPING_START, _DAMPING_FLOOR, _DAMPING_STUCK = 1e-3, 1e-15, 1e6
-_DAMPING_FACTOR = 8.0
-# Objectives are sums of squared log residuals: below this they are zero.
+# (theta [P], inputs {name: [rows]}) -> [rows] of the predicted target.
+Form = Callable[[jax.Array, dict[str, jax.Array]], jax.Array]
+
+_LANES = 128  # problems a program; fixed, so that it compiles once
+_LEAST_ROWS = 16  # rows are padded to powers of two from here, as above
+_STEPS = 8  # between looks at which problems are done
+_DAMPING_START, _DAMPING_FLOOR, _DAMPING_STUCK = 1e-3, 1e-12, 1e5
+_SHRINK, _GROW = 8.0, 10.0
+_LONGEST = 2.0  # of a step, in units of any parameter
+# Objectives are sums of squared residuals: below this they are zero.
 _ZERO = 1e-28
 
 
@@ -28,117 +43,168 @@ class Solution:
 
 
 def minimise(
-    features: FloatArray,
+    form: Form,
+    log: bool,
+    inputs: dict[str, FloatArray],
     target: FloatArray,
     weights: FloatArray,
     start: FloatArray,
     bounds: tuple[FloatArray, FloatArray],
     delta: float,
-    max_iterations: int = 300,
+    max_iterations: int = 400,
 ) -> Solution:
-  """Minimises sum_i w_i Huber(logsumexp_j(X_ji theta) - target_i).
+  """Minimises sum_i w_i Huber(r_i), in float64, where the residual r is
+  form(theta, inputs) - target, or log form - log target.
 
-  A damped Newton method: Huber's curvature is replaced by the reweighting
-  that majorises it, the model's is exact, and the Hessian's eigenvalues are
-  taken by their absolute value, so that every step goes downhill. The *sum*
-  over rows is minimised: a mean scales gradients below usual tolerances.
+  A damped Newton method that tries two steps an iteration: with Huber's own
+  second derivative, which is exact and so fast near the end, and with that of
+  the parabola that lies above Huber's loss (reweighting), which goes downhill
+  from anywhere. The form's own curvature is in both. The *sum* over rows is
+  minimised: a mean scales gradients below usual tolerances.
 
   Args:
-    features: [terms, rows, parameters] X.
-    target: [rows] log of the measured loss.
-    weights: [S, rows] row weights of each problem.
+    form: what is fitted; the same object again is not compiled again.
+    log: whether residuals are of logarithms.
+    inputs: [rows] of each input.
+    target: [rows], positive where `log`.
+    weights: [S, rows] or [rows], of the rows in each problem.
     start: [S, parameters].
-    bounds: lower and upper ends of each parameter.
-    delta: residual beyond which Huber's loss grows linearly.
+    bounds: lower and upper ends, [S, parameters] or [parameters]; where they
+      are equal the parameter is held.
+    delta: residual beyond which Huber's loss grows linearly; inf for half the
+      sum of squares.
     max_iterations: steps after which a problem counts as not converged.
   """
-  problem = _Problem(features, target, bounds, delta)
-  theta = np.clip(start, *bounds)
-  objective, residual, share = problem.value(theta, weights)
-  damping = np.full(len(theta), _DAMPING_START)
-  settled = np.zeros(len(theta), int)
-  converged = np.zeros(len(theta), bool)
-  active = np.arange(len(theta))
-  for _ in range(max_iterations):
-    if not len(active):
-      break
-    old = objective[active]
-    moved = problem.step(theta[active], weights[active], residual[active],
-                         share[active], damping[active])
-    new, new_residual, new_share = problem.value(moved, weights[active])
-    better = new < old
-    drop = np.where(better, old - new, 0.0)
-    shift = np.abs(moved - theta[active]).max(axis=1)
-    improved = active[better]
-    theta[improved], objective[improved] = moved[better], new[better]
-    residual[improved], share[improved] = new_residual[better], new_share[
-        better]
-    damping[active] = np.where(
-        better, np.maximum(damping[active] / _DAMPING_FACTOR, _DAMPING_FLOOR),
-        damping[active] * _DAMPING_FACTOR)
-    stuck = ~better & (damping[active] >= _DAMPING_STUCK)
-    small = better & (drop <= 1e-12 * old) & (shift < 1e-7)
-    settled[active] = np.where(
-        small | (objective[active] < _ZERO), settled[active] + 1, 0)
-    finished = stuck | (settled[active] >= 2)
-    converged[active[finished]] = True
-    active = active[~finished]
-  return Solution(theta, objective, converged)
+  count, size = start.shape
+  rows = max(_LEAST_ROWS, 1 << (len(target) - 1).bit_length())
+  spare = rows - len(target)
+  pad = lambda a, v: np.concatenate(
+      [a, np.full((*a.shape[:-1], spare), v)], axis=-1)
+  data = ({k: pad(np.asarray(v, np.float64), 1.0) for k, v in inputs.items()},
+          pad(np.log(target) if log else np.asarray(target, np.float64), 0.0),
+          np.float64(delta))
+  weights = np.broadcast_to(
+      pad(np.asarray(weights, np.float64), 0.0), (count, rows))
+  low, high = (np.broadcast_to(b, (count, size)) for b in bounds)
+  theta = np.clip(start, low, high)
+  state = [theta, np.full(count, np.nan), np.full(count, _DAMPING_START),
+           np.zeros(count, np.int64)]
+  done = np.zeros(count, bool)
+
+  def advance(lanes: np.ndarray) -> list[FloatArray]:
+    filled = np.resize(lanes, _LANES)
+    with forms.on_cpu_in_float64():
+      moved = _advance(form, log, [part[filled] for part in state],
+                       weights[filled], low[filled], high[filled], *data)
+      return [np.asarray(part)[:len(lanes)] for part in moved]
+
+  active = np.arange(count)
+  with futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+    for _ in range(0, max_iterations, _STEPS):
+      parts = [active[k:k + _LANES] for k in range(0, len(active), _LANES)]
+      for lanes, moved in zip(parts, threads.map(advance, parts)):
+        for whole, part in zip((*state, done), moved):
+          whole[lanes] = part
+      active = active[~done[active]]
+      if not len(active):
+        break
+  objective = np.where(np.isnan(state[1]), np.inf, state[1])
+  return Solution(state[0], objective, done & np.isfinite(objective))
 
 
+def huber(residual: Any, delta: Any) -> Any:
+  """Huber's loss: r^2 / 2 up to delta, delta (|r| - delta / 2) beyond."""
+  size = abs(residual)
+  inside = jnp.minimum(size, delta)
+  return inside * (size - 0.5 * inside)
+
+
+# --- Details -----------------------------------------------------------------
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _advance(form: Form, log: bool, state: list[jax.Array], weights: jax.Array,
+             low: jax.Array, high: jax.Array, inputs: dict[str, jax.Array],
+             target: jax.Array, delta: jax.Array) -> list[jax.Array]:
+  """Some steps of every lane: theta, objective, damping, settled, done."""
+  def lane(theta, objective, damping, settled, weights, low, high):
+    problem = _Problem(form, log, weights, low, high, inputs, target, delta)
+    objective = jnp.where(jnp.isnan(objective), problem.value(theta), objective)
+    start = (theta, objective, damping, settled, False)
+    return jax.lax.fori_loop(0, _STEPS, lambda _, now: problem.step(now), start)
+  return list(jax.vmap(lane)(*state, weights, low, high))
+
+
+@dataclasses.dataclass(frozen=True)
 class _Problem:
-  """The objective and its damped Newton step, over a batch of problems."""
+  """The objective of one lane, and its damped Newton step."""
 
-  def __init__(self, features: FloatArray, target: FloatArray,
-               bounds: tuple[FloatArray, FloatArray], delta: float):
-    self._terms, self._rows, self._size = features.shape
-    self._features = features
-    self._flat = features.reshape(-1, self._size)
-    # Outer products of the features: the log-sum-exp's own curvature is a
-    # weighted sum of these, one matrix product for the whole batch.
-    self._outer = np.einsum("kp,kq->kpq", self._flat, self._flat).reshape(
-        -1, self._size**2)
-    self._target = target
-    self._low, self._high = bounds
-    self._delta = delta
+  form: Form
+  log: bool
+  weights: jax.Array
+  low: jax.Array
+  high: jax.Array
+  inputs: dict[str, jax.Array]
+  target: jax.Array
+  delta: jax.Array
 
-  def value(
-      self, theta: FloatArray, weights: FloatArray
-  ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Objective [S], residual [S, rows], each term's share [S, terms, rows]."""
-    logs = (theta @ self._flat.T).reshape(-1, self._terms, self._rows)
-    top = logs.max(axis=1)
-    values = np.exp(logs - top[:, None])
-    total = values.sum(axis=1)
-    residual = top + np.log(total) - self._target
-    size = np.abs(residual)
-    huber = np.where(size <= self._delta, 0.5 * size**2,
-                     self._delta * (size - 0.5 * self._delta))
-    return (weights * huber).sum(axis=1), residual, values / total[:, None]
+  def value(self, theta: jax.Array) -> jax.Array:
+    residual = self._seen(self.form(theta, self.inputs)) - self.target
+    return jnp.sum(self._counted(huber(residual, self.delta)))
 
-  def step(self, theta: FloatArray, weights: FloatArray, residual: FloatArray,
-           share: FloatArray, damping: FloatArray) -> FloatArray:
-    """The parameters after one step, within the bounds."""
-    pull = weights * np.clip(residual, -self._delta, self._delta)
-    weighted = (pull[:, None] * share).reshape(len(theta), -1)
-    gradient = weighted @ self._flat
-    fixed = ((theta <= self._low) & (gradient > 0)) | (
-        (theta >= self._high) & (gradient < 0))
-    gradient = np.where(fixed, 0.0, gradient)
-    jacobian = np.einsum("sjn,jnp->snp", share, self._features)
-    size = np.maximum(np.abs(residual), 1e-300)
-    curvature = weights * np.minimum(1.0, self._delta / size) - pull
-    hessian = (weighted @ self._outer).reshape(-1, self._size, self._size)
-    hessian += np.matmul(
-        jacobian.transpose(0, 2, 1) * curvature[:, None], jacobian)
-    hessian *= ~fixed[:, :, None] & ~fixed[:, None, :]
-    eigenvalues, vectors = np.linalg.eigh(hessian)
-    eigenvalues = np.abs(eigenvalues)
-    scale = eigenvalues.max(axis=1, keepdims=True) + 1e-300
-    along = np.einsum("spk,sp->sk", vectors, gradient)
-    along /= eigenvalues + (damping[:, None] + 1e-14) * scale
-    step = -np.einsum("spk,sk->sp", vectors, along)
-    # Two units of log or of exponent at most, lest exp overflow.
-    longest = np.abs(step).max(axis=1, keepdims=True)
-    step *= np.minimum(1.0, 2.0 / np.maximum(longest, 1e-300))
-    return np.clip(theta + step, self._low, self._high)
+  def step(self, now: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    theta, objective, damping, settled, done = now
+    gradient, steep, exact, safe = self._derivatives(theta)
+    held = ((theta <= self.low) & (gradient >= 0)) | (
+        (theta >= self.high) & (gradient <= 0))
+    gradient = jnp.where(held, 0.0, gradient)
+    scale = jnp.diagonal(safe) + 1e-30
+    def moved(hessian: jax.Array) -> tuple[jax.Array, jax.Array]:
+      hessian = jnp.where(held[:, None] | held, 0.0, hessian)
+      hessian += jnp.diag(jnp.where(held, scale, 0.0) + damping * scale)
+      factor = jnp.linalg.cholesky(hessian)
+      shift = -jax.scipy.linalg.cho_solve((factor, True), gradient)
+      longest = jnp.maximum(jnp.abs(shift).max(), _LONGEST)
+      end = jnp.clip(theta + shift * (_LONGEST / longest), self.low, self.high)
+      value = self.value(end)
+      return end, jnp.where(jnp.isnan(value), jnp.inf, value)
+    # Cholesky's factor of an indefinite matrix is NaN, and so never taken.
+    ends, values = jax.tree.map(lambda *a: jnp.stack(a), *map(
+        moved, (steep + exact, steep + safe, safe)))
+    best = jnp.argmin(values)
+    end, value = ends[best], values[best]
+    better = value < objective
+    shift = jnp.abs((end - theta) / (jnp.abs(theta) + 1e-2)).max()
+    small = (objective - value <= 1e-11 * objective) & (shift < 1e-5)
+    settled = jnp.where((better & small) | (objective < _ZERO), settled + 1, 0)
+    done |= (settled >= 2) | (~better & (damping >= _DAMPING_STUCK))
+    return (jnp.where(better, end, theta), jnp.where(better, value, objective),
+            jnp.where(better, jnp.maximum(damping / _SHRINK, _DAMPING_FLOOR),
+                      damping * _GROW), settled, done)
+
+  def _derivatives(self, theta: jax.Array) -> tuple[jax.Array, ...]:
+    """Gradient, and the Hessian's parts: the form's own curvature, Huber's
+    second derivative, and its majorising parabola's."""
+    predicted = self.form(theta, self.inputs)
+    jacobian = jax.jacfwd(self.form)(theta, self.inputs)
+    residual = self._seen(predicted) - self.target
+    pull = self._counted(jnp.clip(residual, -self.delta, self.delta))
+    size = jnp.maximum(jnp.abs(residual), 1e-300)
+    exact = self._counted((size <= self.delta).astype(residual.dtype))
+    safe = self._counted(jnp.minimum(1.0, self.delta / size))
+    along = pull
+    if self.log:  # d log f = df / f, and d^2 log f = d^2 f / f - (df / f)^2.
+      jacobian, along = jacobian / predicted[:, None], pull / predicted
+    steep = jax.hessian(lambda t: along @ self.form(t, self.inputs))(theta)
+    # One product for all three is twice as fast as three.
+    weighted = jnp.stack([exact, safe, pull])[:, None] * jacobian.T
+    exact, safe, bent = (weighted.reshape(-1, len(size)) @ jacobian).reshape(
+        3, len(theta), len(theta))
+    return pull @ jacobian, steep - bent if self.log else steep, exact, safe
+
+  def _seen(self, predicted: jax.Array) -> jax.Array:
+    return jnp.log(predicted) if self.log else predicted
+
+  def _counted(self, values: jax.Array) -> jax.Array:
+    """Weighted; a row of no weight may hold anything, also NaN."""
+    return jnp.where(self.weights > 0, self.weights * values, 0.0)
