@@ -149,7 +149,10 @@ def test_a_run_killed_twenty_times_ends_bit_by_bit_like_one_that_was_not(
   finish(start(config, killed), killed)
 
   record = records.read_result(run_dir)
-  assert record["status"] == "complete" and record["resumes"] >= 5
+  # A resume counts once a checkpoint of it is kept, and each damaged one takes
+  # its own with it: how many are left hangs on the moments of the kills.
+  assert record["status"] == "complete"
+  assert record["resumes"] >= max(1, len(reached) - 1 - damaged)
   assert not unfinished(run_dir)
   set_aside = list((run_dir / "checkpoints" / "damaged").iterdir())
   assert damaged >= 2 and len(set_aside) == damaged
