@@ -4,6 +4,7 @@
     scripts/bench.py [--shapes=i,ii,iii] [--rounds=3] [--cores=1] [--json=FILE]
     scripts/bench.py --generate
     scripts/bench.py --scale [--json=FILE]
+    scripts/bench.py --fit [--json=FILE]
     scripts/bench.py --device=gpu [--shapes=124M,350M,1.3B] [--json=FILE]
 
 Every contender is a process of its own, pinned to the same cores, with the
@@ -16,6 +17,7 @@ chunked form and as written, values and gradients. Shapes `generate-...` are
 greedy generation with a key-value cache (scripts/bench_generation.py): rates
 are of new tokens, in the time of prompts and new tokens together. `--scale` is
 what meshes, depth, restarts, input and checkpoints cost (bench_scale.py),
+`--fit` how fast laws are fitted, beside scipy and vpnls (bench_fit.py), and
 `--device` utilisation of an accelerator (bench_device.py).
 """
 
@@ -53,6 +55,7 @@ _SHAPES = flags.DEFINE_list(
 _GENERATE = flags.DEFINE_bool("generate", False, "measure generation")
 _SCALE = flags.DEFINE_bool(
     "scale", False, "measure what scale costs, on simulated devices")
+_FIT = flags.DEFINE_bool("fit", False, "measure fits of scaling laws")
 _DEVICE = flags.DEFINE_string(
     "device", "", "gpu or tpu: measure utilisation of the accelerators here")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "bursts of each contender")
@@ -426,6 +429,9 @@ def main(argv: list[str]) -> None:
     tuning.restart_tuned(config_lib.RuntimeConfig())
     import bench_scale
     write_json(bench_scale.main(_ROUNDS.value))
+  elif _FIT.value:
+    import bench_fit
+    write_json(bench_fit.main(_ROUNDS.value))
   else:
     compare()
 

@@ -19,12 +19,14 @@ from scipy import stats
 
 from tfjax.scaling import forms
 from tfjax.scaling import solver
+from tfjax.scaling import varpro
 from tfjax.scaling.forms import FloatArray
 
 OBJECTIVES = ("huber", "absolute", "squares")
 
 _START_COEFFICIENTS = (0.03, 0.1, 0.3)  # shares of the smallest target
 _START_CONSTANT = (0.3, 0.6, 0.9)
+_EXPONENTS = np.arange(1, 301) / 100  # where they are searched, not started
 _MOST_STARTS = 1024  # of the law's own grid; a caller's is taken whole
 _SAME_OBJECTIVE = 1e-4  # relative, for the share of starts at the best
 _RIVAL_OBJECTIVE = 1e-2  # relative, for another optimum as good
@@ -34,6 +36,8 @@ _MOST_OPTIMA = 8
 # curvature: it is reached from a larger delta by steps of ten.
 _SMOOTH_DELTA = 1e-3
 _ABSOLUTE_DELTA = 1e-8
+_ITERATIONS, _PASSING = 400, 48  # of the solver; the latter on the way
+_PROFILE_ITERATIONS = 96  # far from the estimate a profile is only a bound
 _PROFILE_REACH = 4.0  # profiles span the estimate over and times this
 _NOTHING = 1e-20  # objectives of exact data are rounding; they count as equal
 
@@ -132,6 +136,11 @@ class Estimate:
   def best(self) -> Best:
     """The optimum over a grid of starts."""
     starts = self._grid()
+    if (self.objective == "squares" and not self.log and not self.fixed
+        and varpro.applies(self.law)):  # Needs no start to find its own.
+      found = varpro.search(self.law, self.axes, self.target * self.unit,
+                            self.weights, _EXPONENTS)
+      starts = np.concatenate([starts, self.theta(found.natural)[None]])
     ends = self._solve(starts, self.weights, self._deltas()[0])
     lowest = np.min(ends.objective)
     near = self._near(ends.objective, lowest, _SAME_OBJECTIVE)
@@ -170,6 +179,11 @@ class Estimate:
     every = np.stack([e.theta for e in ends])
     return self.natural(every[lowest, np.arange(len(counts))])
 
+  @property
+  def _smooth(self) -> float:
+    """The delta of profiles: a narrower one has no curvature to speak of."""
+    return self._deltas()[0]
+
   def profiled(self, theta: FloatArray, name: str,
                values: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Natural parameters and the objective, one parameter held at each of the
@@ -187,7 +201,8 @@ class Estimate:
     start[:, k] = held
     low, high = (np.tile(b, (len(values), 1)) for b in (self.low, self.high))
     low[:, k] = high[:, k] = held
-    ends = self._descend(start, self.weights, (low, high))
+    ends = self._solve(start, self.weights, self._smooth, (low, high),
+                       _PROFILE_ITERATIONS)
     return self.natural(ends.theta), ends.objective * self._scale**2
 
   def profile(self, theta: FloatArray, name: str, values: FloatArray
@@ -199,7 +214,7 @@ class Estimate:
     values = values[(values > low) & (values < high)]
     natural, objective = self.profiled(theta, name, values)
     return natural, objective, self.deviance(
-        theta, objective - self._objective(theta))
+        theta, objective - self._lowest(theta))
 
   def profile_grid(self, value: float, points: int) -> FloatArray:
     """Values about an estimate, evenly in ratio, over and times a reach."""
@@ -218,12 +233,11 @@ class Estimate:
     count, spare = len(residual), len(residual) - len(self.free)
     if spare < 1:
       return np.full_like(excess, np.nan)
-    spread = 1.4826 * np.median(np.abs(residual)) + 1e-300
-    reach = max(self.delta, spread * count ** -0.2)
-    delta = min(self.delta, np.abs(residual).max() + 1e-300)
-    slope = np.sum(self.weights * (np.abs(residual) <= reach)) * (
-        delta / min(reach, np.abs(residual).max() + 1e-300)
-        if np.isfinite(self.delta) else 1.0)
+    largest = np.abs(residual).max() + 1e-300
+    spread = 1.4826 * np.median(np.abs(residual))
+    delta = min(self._smooth, largest)
+    reach = min(max(delta, spread * count ** -0.2), largest)
+    slope = np.sum(self.weights * (np.abs(residual) <= reach)) * delta / reach
     square = np.sum(self.weights**2 * np.clip(residual, -delta, delta)**2)
     excess = np.maximum(excess, 0.0) / self._scale**2
     return 2 * excess * slope / (square + 1e-300) * spare / count
@@ -235,7 +249,7 @@ class Estimate:
     end that lies beyond the reach of the profile, or outside the bounds."""
     at = self.law.parameters.index(name)
     value = self.natural(theta)[at]
-    lowest = self._objective(theta)
+    lowest = self._lowest(theta)
     limit = stats.chi2.ppf(level, 1)
     grid = self.profile_grid(value, points)
     values = grid[(grid > self._natural_bound(at, self.low))
@@ -280,13 +294,10 @@ class Estimate:
 
   # --- Details --------------------------------------------------------------
 
-  def _objective(self, theta: FloatArray) -> float:
-    """What the solver minimises, in units of the target."""
-    residual = self.residuals(theta) / self._scale
-    size = np.abs(residual)
-    inside = np.minimum(size, self.delta)
-    return float(np.sum(self.weights * inside * (size - inside / 2))
-                 * self._scale**2)
+  def _lowest(self, theta: FloatArray) -> float:
+    """The minimum that profiles rise from."""
+    end = self._solve(theta[None], self.weights, self._smooth)
+    return float(end.objective[0]) * self._scale**2
 
   def _deltas(self) -> list[float]:
     deltas = [self.delta]
@@ -297,17 +308,17 @@ class Estimate:
   def _descend(self, start: FloatArray, weights: FloatArray,
                bounds: tuple[FloatArray, FloatArray] | None = None
                ) -> solver.Solution:
-    for delta in self._deltas():
-      ends = self._solve(start, weights, delta, bounds)
-      start = ends.theta
-    return ends
+    *passed, last = self._deltas()
+    for delta in passed:
+      start = self._solve(start, weights, delta, bounds, _PASSING).theta
+    return self._solve(start, weights, last, bounds)
 
   def _solve(self, start: FloatArray, weights: FloatArray, delta: float,
-             bounds: tuple[FloatArray, FloatArray] | None = None
-             ) -> solver.Solution:
+             bounds: tuple[FloatArray, FloatArray] | None = None,
+             iterations: int = _ITERATIONS) -> solver.Solution:
     return solver.minimise(
         _form(self.law), self.log, self.inputs, self.target, weights, start,
-        bounds or (self.low, self.high), delta)
+        bounds or (self.low, self.high), delta, iterations)
 
   def _mixed(self, name: str) -> bool:
     return any(term.coefficient == name and any(

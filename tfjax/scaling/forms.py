@@ -198,14 +198,14 @@ def from_function(
             function_axes=axes, **options)
   middle = np.array([p.starts[0] for p in parameters])
   try:
-    value = law.predict(middle, {axis: np.ones(1) for axis in axes})
+    law.predict(middle, {axis: np.ones(2) for axis in axes})
   except KeyError as error:
     raise ValueError(
         f"law {law.name!r} asks for {error}; its parameters are "
         f"{', '.join(law.parameters)}, its axes {', '.join(axes)}") from error
-  if value.shape != (1,):
-    raise ValueError(f"law {law.name!r} must give one number a row, not "
-                     f"{value.shape}")
+  except ValueError as error:
+    raise ValueError(f"law {law.name!r} must give one number a row: {error}"
+                     ) from error
   return law
 
 
