@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import optimize
+from scipy import stats
 
 from tfjax import scaling
 from tfjax.scaling import estimate
@@ -277,14 +278,14 @@ def test_profile_of_least_squares_is_that_of_students_t():
   solution, residual, *_ = np.linalg.lstsq(design, target)
   variance = residual[0] / (len(target) - 3) * np.linalg.inv(
       design.T @ design)[1, 1]
-  reach = 1.959964 * math.sqrt(variance)
+  reach = stats.t.ppf(0.975, len(target) - 3) * math.sqrt(variance)
   assert fit.profile_interval("a") == pytest.approx(
-      (solution[1] - reach, solution[1] + reach), rel=0.02)
+      (solution[1] - reach, solution[1] + reach), rel=1e-3)
   profile = fit.profile("a", points=11)
   assert profile["deviance"].min() < 0.05
   np.testing.assert_allclose(
       profile["deviance"], (profile["value"] - solution[1])**2 / variance,
-      rtol=0.1, atol=0.02)  # 17 of 20 residuals are free, not all
+      rtol=1e-5, atol=1e-8)
 
 
 def test_weights_are_repeated_rows_and_errors_their_inverse_squares(truth):

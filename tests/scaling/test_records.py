@@ -105,3 +105,102 @@ def test_any_other_broken_line_is_an_error(tmp_path, text, line):
 
 def test_no_metrics_is_no_curve(tmp_path):
   assert not len(records.curves(tmp_path))
+
+
+# --- Shape of the model ------------------------------------------------------
+
+
+def test_the_shape_of_the_model_comes_from_its_config(tmp_path, write_run):
+  directory = write_run(tmp_path / "run", 1000, 10000, 3.0)
+  (directory / "config.json").write_text(json.dumps(
+      {"model": {"d_model": 64, "num_layers": 3},
+       "optimizer": {"learning_rate": 2e-3}}))
+  frame = scaling.load(tmp_path)
+  assert frame[["d_model", "num_layers", "learning_rate"]].values.tolist() == [
+      [64, 3, 2e-3]]
+  assert frame["d_model"].dtype == "float64"
+
+
+def test_a_shape_that_is_not_known(tmp_path, write_run):
+  write_run(tmp_path / "a", 1000, 10000, 3.0)  # its config is empty
+  (write_run(tmp_path / "b", 1000, 10000, 3.0) / "config.json").unlink()
+  assert scaling.load(tmp_path)["num_layers"].isna().all()
+
+
+@pytest.mark.parametrize("text, problem", [
+    ('{"model": {"d_model": "64"}}', "'model.d_model' must be a number"),
+    ('{"model": {"num_layers": true}}', "'model.num_layers' must be a number"),
+    ('{"model": 3}', "'model' must be an object"),
+    ('{"model": ', "not valid JSON"), ("[]", "must be a JSON object")])
+def test_a_bad_config_names_its_file(tmp_path, write_run, text, problem):
+  path = write_run(tmp_path / "run", 1000, 10000, 3.0) / "config.json"
+  path.write_text(text)
+  with pytest.raises(scaling.RecordError, match=problem) as error:
+    scaling.load(tmp_path)
+  assert str(path) in str(error.value)
+
+
+# --- Tables of others --------------------------------------------------------
+
+_ROWS = [{"name": "a", "params": 1e6, "loss": 3.25},
+         {"name": "b", "params": 2e6, "loss": 3.125}]
+
+
+@pytest.mark.parametrize("ending, text", [
+    (".csv", "name,params,loss\na,1e6,3.25\nb,2000000,3.125\n"),
+    (".csv", "\ufeffname, params, loss\r\na, 1e6, 3.25\r\nb, 2e6, 3.125\r\n"),
+    (".CSV", ',name,params,loss\n0,a,1e6,3.25\n\n1,"b",2e6,3.125\n'),
+    (".tsv", "name\tparams\tloss\na\t1e6\t3.25\nb\t2e6\t3.125"),
+    (".json", json.dumps(_ROWS)),
+    (".json", '{"name": ["a", "b"], "params": [1e6, 2e6], '
+     '"loss": [3.25, 3.125]}'),
+    (".json", pd.DataFrame(_ROWS).to_json()),
+    (".jsonl", "".join(json.dumps(row) + "\n\n" for row in _ROWS)),
+])
+def test_a_table_of_runs_trained_elsewhere(tmp_path, ending, text):
+  path = tmp_path / f"runs{ending}"
+  path.write_bytes(text.encode())
+  frame = records.load_table(path)
+  assert frame.to_dict("records") == _ROWS
+
+
+def test_a_parquet_table(tmp_path):
+  pytest.importorskip("pyarrow", reason="reading parquet needs pyarrow")
+  pd.DataFrame(_ROWS).to_parquet(tmp_path / "runs.parquet")
+  frame = records.load_table(tmp_path / "runs.parquet")
+  assert frame.to_dict("records") == _ROWS
+
+
+@pytest.mark.parametrize("name, text, problem", [
+    ("runs.xlsx", "x", r"unknown ending '.xlsx'; known: .csv, .tsv, .json, "),
+    ("runs", "x", "unknown ending ''"),
+    ("runs.csv", "", "is empty"),
+    ("runs.csv", "\n\n", "no two columns"),
+    ("runs.csv", "params,loss\n", "holds no rows"),
+    ("runs.json", "[]", "holds no rows"),
+    ("runs.jsonl", "\n", "holds no rows"),
+    ("runs.csv", "params;loss\n1;2\n", "no two columns separated by ','; its "
+     "first line is 'params;loss'"),
+    ("runs.csv", "loss,params, loss\n1,2,3\n", "columns of one name: loss"),
+    ("runs.csv", "params,loss\n1,2\n\n1,2,3\n", "line 4 has 3 values under 2 "),
+    ("runs.csv", "params,loss\n1,2\n1\n", "line 3 has 1 values under 2"),
+    ("runs.csv", "params,l\xf6ss\n1,2\n", "cannot be read"),
+    ("runs.json", '{"params": 1}', "cannot be read"),
+    ("runs.json", '[{"params": 1}, 2]', "must be a list of objects"),
+    ("runs.json", "[{", "cannot be read"),
+    ("runs.jsonl", '{"params": 1}\n{"par\n', "line 2 is not valid JSON"),
+    ("runs.jsonl", '{"params": 1}\n3\n', "line 2 is not a JSON object"),
+    ("runs.parquet", "PAR1 not so", "cannot be read"),
+])
+def test_a_table_that_cannot_be_read(tmp_path, name, text, problem):
+  (tmp_path / name).write_bytes(text.encode("latin-1"))
+  with pytest.raises(scaling.RecordError, match=problem) as error:
+    records.load_table(tmp_path / name)
+  assert str(tmp_path / name) in str(error.value)
+
+
+def test_no_such_table(tmp_path):
+  with pytest.raises(FileNotFoundError, match="no file .*nowhere.csv"):
+    records.load_table(tmp_path / "nowhere.csv")
+  with pytest.raises(FileNotFoundError, match="it is a directory"):
+    records.load_table(tmp_path)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One table under one law: its optimum, resamples and profiles.
+"""One table under one law: its optimum, and those of resamples.
 
 Stands between natural parameters, which a reader knows, and the solver's own,
 in which the problem is well-conditioned: axes are divided by their geometric
 means, targets by their smallest, and scales of unknown size are logarithms.
-What a result means is judged in `fit`.
+Profiles are in `profile`; what a result means is decided in `judge`.
 """
 
 import dataclasses
@@ -15,7 +15,6 @@ from typing import Mapping
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from tfjax.scaling import forms
 from tfjax.scaling import solver
@@ -37,8 +36,6 @@ _MOST_OPTIMA = 8
 _SMOOTH_DELTA = 1e-3
 _ABSOLUTE_DELTA = 1e-8
 _ITERATIONS, _PASSING = 400, 48  # of the solver; the latter on the way
-_PROFILE_ITERATIONS = 96  # far from the estimate a profile is only a bound
-_PROFILE_REACH = 4.0  # profiles span the estimate over and times this
 _NOTHING = 1e-20  # objectives of exact data are rounding; they count as equal
 
 
@@ -81,9 +78,9 @@ class Estimate:
     self.inputs = {a: np.log(v) - self.centre[a] if law.terms else v
                    for a, v in self.axes.items()}
     # Linear residuals are in units of the target.
-    self._scale = 1.0 if self.log else self.unit
+    self.scale = 1.0 if self.log else self.unit
     self.delta = {"huber": delta, "squares": np.inf,
-                  "absolute": _ABSOLUTE_DELTA}[objective] / self._scale
+                  "absolute": _ABSOLUTE_DELTA}[objective] / self.scale
     self.fixed = {law.parameters.index(name): value
                   for name, value in fixed.items()}
     self._starts = starts
@@ -92,7 +89,7 @@ class Estimate:
   def of(self, rows: pd.DataFrame) -> "Estimate":
     """The same of other rows."""
     return Estimate(
-        self.law, rows, objective=self.objective, delta=self.delta * self._scale
+        self.law, rows, objective=self.objective, delta=self.delta * self.scale
         if self.objective == "huber" else 0.0,
         space="log" if self.log else "linear", starts=self._starts,
         fixed={self.law.parameters[k]: v for k, v in self.fixed.items()})
@@ -141,15 +138,15 @@ class Estimate:
       found = varpro.search(self.law, self.axes, self.target * self.unit,
                             self.weights, _EXPONENTS)
       starts = np.concatenate([starts, self.theta(found.natural)[None]])
-    ends = self._solve(starts, self.weights, self._deltas()[0])
+    ends = self.solve(starts, self.weights, self.deltas[0])
     lowest = np.min(ends.objective)
     near = self._near(ends.objective, lowest, _SAME_OBJECTIVE)
     share = float(near.mean())
     kept = self._distinct(ends, lowest)
     theta, objective = ends.theta[kept], ends.objective[kept]
     converged = ends.converged[kept]
-    for delta in self._deltas()[1:]:
-      ends = self._solve(theta, self.weights, delta)
+    for delta in self.deltas[1:]:
+      ends = self.solve(theta, self.weights, delta)
       theta, objective, converged = ends.theta, ends.objective, ends.converged
     order = np.argsort(objective, kind="stable")
     theta, objective = theta[order], objective[order]
@@ -180,91 +177,20 @@ class Estimate:
     return self.natural(every[lowest, np.arange(len(counts))])
 
   @property
-  def _smooth(self) -> float:
-    """The delta of profiles: a narrower one has no curvature to speak of."""
-    return self._deltas()[0]
+  def deltas(self) -> list[float]:
+    """Ever narrower, to this estimate's own: one solves from the last."""
+    deltas = [self.delta]
+    while deltas[0] * 10 <= _SMOOTH_DELTA * 1.001:
+      deltas.insert(0, deltas[0] * 10)
+    return deltas
 
-  def profiled(self, theta: FloatArray, name: str,
-               values: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Natural parameters and the objective, one parameter held at each of the
-    natural `values` in turn and the others at their best."""
-    if name not in self.boxed:
-      raise ValueError(f"no profile of {name!r}: only of "
-                       f"{', '.join(self.boxed)} (a coefficient has none of "
-                       "its own while its exponent is free)")
-    k = self.law.parameters.index(name)
-    held = np.tile(self.natural(theta), (len(values), 1))
-    held[:, k] = values
-    held = self.theta(held)[:, k]
-    # The terms' sizes at the centre stay, whatever the exponent.
-    start = np.tile(theta, (len(values), 1))
-    start[:, k] = held
-    low, high = (np.tile(b, (len(values), 1)) for b in (self.low, self.high))
-    low[:, k] = high[:, k] = held
-    ends = self._solve(start, self.weights, self._smooth, (low, high),
-                       _PROFILE_ITERATIONS)
-    return self.natural(ends.theta), ends.objective * self._scale**2
-
-  def profile(self, theta: FloatArray, name: str, values: FloatArray
-              ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """The same, with the deviance, for values within the bounds."""
-    at = self.law.parameters.index(name)
-    low, high = (self._natural_bound(at, side) for side in (
-        self.low, self.high))
-    values = values[(values > low) & (values < high)]
-    natural, objective = self.profiled(theta, name, values)
-    return natural, objective, self.deviance(
-        theta, objective - self._lowest(theta))
-
-  def profile_grid(self, value: float, points: int) -> FloatArray:
-    """Values about an estimate, evenly in ratio, over and times a reach."""
-    ratios = _PROFILE_REACH ** np.linspace(-1, 1, points)
-    return value + abs(value) * (ratios - 1)
-
-  def deviance(self, theta: FloatArray, excess: FloatArray) -> FloatArray:
-    """An excess of the objective over its minimum on chi-squared's scale, one
-    degree of freedom.
-
-    The likelihood-ratio-type test of M-estimators (Heritier and Ronchetti
-    1994): 2 E[psi'] / E[psi^2] times the excess. E[psi'] counts residuals
-    within a bandwidth, which Huber's delta may be too narrow for.
-    """
-    residual = self.residuals(theta) / self._scale
-    count, spare = len(residual), len(residual) - len(self.free)
-    if spare < 1:
-      return np.full_like(excess, np.nan)
-    largest = np.abs(residual).max() + 1e-300
-    spread = 1.4826 * np.median(np.abs(residual))
-    delta = min(self._smooth, largest)
-    reach = min(max(delta, spread * count ** -0.2), largest)
-    slope = np.sum(self.weights * (np.abs(residual) <= reach)) * delta / reach
-    square = np.sum(self.weights**2 * np.clip(residual, -delta, delta)**2)
-    excess = np.maximum(excess, 0.0) / self._scale**2
-    return 2 * excess * slope / (square + 1e-300) * spare / count
-
-  def profile_interval(
-      self, theta: FloatArray, name: str, level: float, points: int = 25
-  ) -> tuple[float | None, float | None]:
-    """Where the profile's deviance crosses chi-squared's quantile; None for an
-    end that lies beyond the reach of the profile, or outside the bounds."""
-    at = self.law.parameters.index(name)
-    value = self.natural(theta)[at]
-    lowest = self._lowest(theta)
-    limit = stats.chi2.ppf(level, 1)
-    grid = self.profile_grid(value, points)
-    values = grid[(grid > self._natural_bound(at, self.low))
-                  & (grid < self._natural_bound(at, self.high))]
-    for _ in range(3):  # each round a tenth as wide
-      _, objective = self.profiled(theta, name, values)
-      deviance = self.deviance(theta, objective - lowest)
-      ends = [self._crossing(values, deviance, value, limit, side)
-              for side in (-1, 1)]
-      inner = [np.linspace(*end, 6)[1:-1] for end in ends if end is not None]
-      if not inner:
-        break
-      values = np.unique(np.concatenate(
-          [*inner, *(e for e in ends if e is not None)]))
-    return tuple(None if e is None else float(np.mean(e)) for e in ends)
+  def solve(self, start: FloatArray, weights: FloatArray, delta: float,
+             bounds: tuple[FloatArray, FloatArray] | None = None,
+             iterations: int = _ITERATIONS) -> solver.Solution:
+    """Minimises within the bounds; the objective in units of the target."""
+    return solver.minimise(
+        _form(self.law), self.log, self.inputs, self.target, weights, start,
+        bounds or (self.low, self.high), delta, iterations)
 
   def residuals(self, theta: FloatArray) -> FloatArray:
     """[rows] measured less predicted: of logs, or in units of the target."""
@@ -282,7 +208,7 @@ class Estimate:
     if self.objective == "squares":
       return float(np.sum(self.weights * residual**2))
     size = np.abs(residual)
-    inside = np.minimum(size, self.delta * self._scale)
+    inside = np.minimum(size, self.delta * self.scale)
     return float(np.sum(self.weights * inside * (size - inside / 2)))
 
   def at_bound(self, theta: FloatArray) -> dict[str, str]:
@@ -294,31 +220,13 @@ class Estimate:
 
   # --- Details --------------------------------------------------------------
 
-  def _lowest(self, theta: FloatArray) -> float:
-    """The minimum that profiles rise from."""
-    end = self._solve(theta[None], self.weights, self._smooth)
-    return float(end.objective[0]) * self._scale**2
-
-  def _deltas(self) -> list[float]:
-    deltas = [self.delta]
-    while deltas[0] * 10 <= _SMOOTH_DELTA * 1.001:
-      deltas.insert(0, deltas[0] * 10)
-    return deltas
-
   def _descend(self, start: FloatArray, weights: FloatArray,
                bounds: tuple[FloatArray, FloatArray] | None = None
                ) -> solver.Solution:
-    *passed, last = self._deltas()
+    *passed, last = self.deltas
     for delta in passed:
-      start = self._solve(start, weights, delta, bounds, _PASSING).theta
-    return self._solve(start, weights, last, bounds)
-
-  def _solve(self, start: FloatArray, weights: FloatArray, delta: float,
-             bounds: tuple[FloatArray, FloatArray] | None = None,
-             iterations: int = _ITERATIONS) -> solver.Solution:
-    return solver.minimise(
-        _form(self.law), self.log, self.inputs, self.target, weights, start,
-        bounds or (self.low, self.high), delta, iterations)
+      start = self.solve(start, weights, delta, bounds, _PASSING).theta
+    return self.solve(start, weights, last, bounds)
 
   def _mixed(self, name: str) -> bool:
     return any(term.coefficient == name and any(
@@ -353,9 +261,6 @@ class Estimate:
       for k in self.fixed:
         sides[0][k] = sides[1][k] = held[k]
     return sides[0], sides[1]
-
-  def _natural_bound(self, at: int, side: FloatArray) -> float:
-    return float(self.natural(side)[at])
 
   def _grid(self) -> FloatArray:
     """[starts, parameters], within the bounds."""
@@ -408,19 +313,6 @@ class Estimate:
       if len(kept) == _MOST_OPTIMA:
         break
     return np.array(kept)
-
-  def _crossing(self, values: FloatArray, deviance: FloatArray, centre: float,
-                limit: float, side: int) -> tuple[float, float] | None:
-    """Neighbours between which the deviance first passes the limit."""
-    inner = centre
-    order = np.argsort(side * values)
-    for k in order:
-      if side * (values[k] - centre) <= 0:
-        continue
-      if deviance[k] > limit:
-        return (inner, float(values[k]))
-      inner = float(values[k])
-    return None
 
 
 @functools.cache

@@ -7,6 +7,7 @@ import numpy as np
 
 from tfjax.scaling import estimate as estimate_lib
 from tfjax.scaling import forms
+from tfjax.scaling import profile
 from tfjax.scaling.forms import FloatArray
 
 # An exponent or constant with an interval wider than this is not determined.
@@ -43,9 +44,12 @@ def judge(estimate: estimate_lib.Estimate, best: estimate_lib.Best,
         if end == "lower" and name in law.constants else "")))
   profiles: dict[str, tuple[float | None, float | None]] = {}
   if not structural:
-    profiles = {name: estimate.profile_interval(best.theta, name, level)
+    profiles = {name: profile.interval(estimate, best.theta, name, level)
                 for name in estimate.boxed if _shape(law, name)}
     found += _rivals(estimate, best)
+    for name, problem in _narrow(estimate).items():
+      determined[name] = False
+      found.append(("not_identifiable", problem))
     found += _wide(estimate, best, intervals, profiles, determined, level)
   for term in law.terms:
     if not all(determined[e] for e in term.exponents.values()):
@@ -91,19 +95,33 @@ def _structural(estimate: estimate_lib.Estimate) -> dict[str, set[str]]:
     if not touched & set(law.exponents):
       continue
     values = estimate.axes[axis]
-    count, span = len(np.unique(values)), values.max() / values.min()
-    # Without a constant a straight line in logs is found from two values.
-    needed = _LEAST_VALUES if set(law.constants) & free else 2
+    count = len(np.unique(values))
+    # Without a constant a straight line in logs is found from two values, and
+    # an exponent that another axis shares needs no more of this one.
+    alone = touched & set(law.exponents) - set().union(*(
+        law.touched_by(other) for other in law.axes if other != axis))
+    needed = _LEAST_VALUES if alone and set(law.constants) & free else 2
     if count < needed:
       problems[f"{count} distinct value{'s' * (count > 1)} of {letter}; at "
                f"least {needed} are needed"] = touched | (
                    set(law.constants) & free)
-    elif law.terms and span < LEAST_SPAN * (1 - 1e-9):
-      problems[f"{letter} spans a factor of {span:.3g}; an exponent needs at "
-               f"least {LEAST_SPAN:g}"] = touched
   if law.terms and len(law.axes) > 1 and not problems:
     problems |= _collinear(estimate)
   return problems
+
+
+def _narrow(estimate: estimate_lib.Estimate) -> dict[str, str]:
+  """Exponents whose axes all span less than a decade -> what they span."""
+  law, found = estimate.law, {}
+  spans = {axis: v.max() / v.min() for axis, v in estimate.axes.items()}
+  for name in set(law.exponents) & set(estimate.free) if law.terms else ():
+    own = [axis for axis in law.axes if name in law.touched_by(axis)]
+    widest = max(own, key=spans.get)
+    if spans[widest] < LEAST_SPAN * (1 - 1e-9):
+      found[name] = (f"{_LETTERS.get(widest, widest)} spans a factor of "
+                     f"{spans[widest]:.3g}; {name} needs at least "
+                     f"{LEAST_SPAN:g}")
+  return dict(sorted(found.items()))
 
 
 def _collinear(estimate: estimate_lib.Estimate) -> dict[str, set[str]]:
@@ -151,11 +169,11 @@ def _wide(
     determined: dict[str, bool], level: float) -> list[tuple[str, str]]:
   """Marks shape parameters whose intervals are too wide, and says why."""
   found = []
-  for name, profile in profiles.items():
+  for name, likely in profiles.items():
     if not determined[name]:
       continue
     for kind, interval in (("interval", intervals[name]),
-                           ("profile interval", profile)):
+                           ("profile interval", likely)):
       if interval is None or not _too_wide(interval):
         continue
       determined[name] = False

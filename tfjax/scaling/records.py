@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run records as tables: reads runs/SWEEP/RUN/, writes nothing.
 
-`result.json` becomes a row, `metrics.jsonl` a curve. Nothing is filled in:
-what a record does not hold is NaN or None.
+`result.json` becomes a row, with the shape of the model from `config.json`,
+and `metrics.jsonl` a curve. Nothing is filled in: what a record does not hold
+is NaN or None. Tables of runs that were trained elsewhere are read here too.
 """
 
+import csv
 import json
 import math
 import os
@@ -27,6 +29,10 @@ TEXTS = (
     "loss_counts", "flops_convention", "tokenizer", "corpus", "device_kind",
     "energy_source", "co2e_source", "config_hash", "code_version",
     "python_version", "host_cpu", "started_at", "finished_at")
+# Columns that config.json holds, and where.
+CONFIGURED = {"d_model": ("model", "d_model"),
+              "num_layers": ("model", "num_layers"),
+              "learning_rate": ("optimizer", "learning_rate")}
 REQUIRED = ("run_id", "status")
 STATUSES = ("complete", "diverged", "failed", "interrupted")
 
@@ -45,27 +51,61 @@ def load(workdir: str | os.PathLike[str]) -> pd.DataFrame:
   """All runs below a directory that have a result, one row each.
 
   Returns:
-    The columns of `NUMBERS` (float64, NaN where unknown) and `TEXTS` (None
-    where unknown), `packages` (a dict), `directory`, and whatever else the
-    records hold; sorted by directory. Empty where there is no result.
+    The columns of `NUMBERS` and `CONFIGURED` (float64, NaN where unknown) and
+    `TEXTS` (None where unknown), `packages` (a dict), `directory`, and
+    whatever else the records hold; sorted by directory. Empty where there is
+    no result.
 
   Raises:
     FileNotFoundError: there is no such directory.
-    RecordError: a result.json cannot be read, or holds a value of the wrong
-      type.
+    RecordError: a result.json or config.json cannot be read, or holds a value
+      of the wrong type.
   """
   rows = [_read_result(directory / _RESULT)
           for directory, names in _walk(workdir) if _RESULT in names]
   frame = pd.DataFrame(rows)
-  for name in NUMBERS:
+  for name in (*NUMBERS, *CONFIGURED):
     frame[name] = pd.Series(
         [_number(row, name) for row in rows], dtype="float64")
   for name in (*TEXTS, "packages", "directory"):
     frame[name] = pd.Series([row.get(name) for row in rows], dtype="object")
   others = [c for c in frame.columns
-            if c not in (*TEXTS, *NUMBERS, "packages", "directory")]
-  return frame[[*TEXTS[:4], *NUMBERS, *TEXTS[4:], "packages", "directory",
-                *others]]
+            if c not in (*TEXTS, *NUMBERS, *CONFIGURED, "packages",
+                         "directory")]
+  return frame[[*TEXTS[:4], *NUMBERS, *CONFIGURED, *TEXTS[4:], "packages",
+                "directory", *others]]
+
+
+def load_table(path: str | os.PathLike[str]) -> pd.DataFrame:
+  """A table of runs that were trained elsewhere, one row a run.
+
+  Args:
+    path: a file that ends in .csv, .tsv, .json (a list of objects, or an
+      object of columns), .jsonl or .parquet.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    RecordError: the ending is unknown, or the file cannot be read, is empty
+      or ragged, or names a column twice.
+  """
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise FileNotFoundError(f"no file {path}" + (
+        ", it is a directory" if path.is_dir() else ""))
+  if path.suffix.lower() not in _READERS:
+    raise RecordError(path, f"has an unknown ending {path.suffix!r}; known: "
+                      f"{', '.join(_READERS)}")
+  if not path.stat().st_size:
+    raise RecordError(path, "is empty")
+  try:
+    frame = _READERS[path.suffix.lower()](path)
+  except RecordError:
+    raise
+  except (ValueError, OSError, ImportError, csv.Error) as error:
+    raise RecordError(path, f"cannot be read ({error})") from error
+  if not len(frame):
+    raise RecordError(path, "holds no rows")
+  return frame
 
 
 def unfinished(workdir: str | os.PathLike[str]) -> list[pathlib.Path]:
@@ -113,14 +153,36 @@ def _walk(
     yield pathlib.Path(root), names
 
 
-def _read_result(path: pathlib.Path) -> dict[str, Any]:
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
   try:
     row = json.loads(path.read_text(encoding="utf-8"))
   except ValueError as error:
     raise RecordError(path, f"is not valid JSON ({error})") from error
   if not isinstance(row, dict):
     raise RecordError(path, f"must be a JSON object, not {type(row).__name__}")
+  return row
+
+
+def _read_config(path: pathlib.Path) -> dict[str, Any]:
+  """The columns of `CONFIGURED` that a run's config.json holds."""
+  config = _read_json(path) if path.is_file() else {}
+  found = {}
+  for name, (section, key) in CONFIGURED.items():
+    fields = config.get(section, {})
+    if not isinstance(fields, dict):
+      raise RecordError(path, f"{section!r} must be an object, not {fields!r}")
+    value = fields.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float | None):
+      raise RecordError(path, f"'{section}.{key}' must be a number or null, "
+                        f"not {value!r}")
+    found[name] = value
+  return found
+
+
+def _read_result(path: pathlib.Path) -> dict[str, Any]:
+  row = _read_json(path)
   row["directory"] = str(path.parent)
+  row = _read_config(path.with_name(_CONFIG)) | row
   for name in REQUIRED:
     if row.get(name) is None:
       raise RecordError(path, f"has no {name!r}")
@@ -128,7 +190,7 @@ def _read_result(path: pathlib.Path) -> dict[str, Any]:
     if not isinstance(row.get(name), str | None):
       raise RecordError(path, f"{name!r} must be text or null, not "
                         f"{row[name]!r}")
-  for name in NUMBERS:
+  for name in (*NUMBERS, *CONFIGURED):
     value = row.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float | None):
       raise RecordError(path, f"{name!r} must be a number or null, not "
@@ -153,3 +215,49 @@ def _parse_line(path: pathlib.Path, number: int, line: bytes) -> dict[str, Any]:
   if not isinstance(row, dict):
     raise RecordError(path, f"line {number} is not a JSON object")
   return row
+
+
+def _read_separated(path: pathlib.Path, separator: str) -> pd.DataFrame:
+  """Text with a header line. pandas takes a first column without a name for
+  an index, and shifts what is longer than the header: neither here."""
+  with open(path, encoding="utf-8-sig", newline="") as file:
+    reader = csv.reader(file, delimiter=separator, skipinitialspace=True)
+    lines = [(reader.line_num, line) for line in reader if line]
+  header = lines[0][1] if lines else []
+  if len(header) < 2:
+    raise RecordError(path, f"has no two columns separated by {separator!r}; "
+                      f"its first line is {', '.join(header)!r}")
+  repeated = sorted({name for name in header if header.count(name) > 1})
+  if repeated:
+    raise RecordError(path, f"has columns of one name: {', '.join(repeated)}")
+  for number, line in lines:
+    if len(line) != len(header):
+      raise RecordError(path, f"line {number} has {len(line)} values under "
+                        f"{len(header)} column names")
+  frame = pd.read_csv(path, sep=separator, index_col=False,
+                      encoding="utf-8-sig", skipinitialspace=True)
+  unnamed = [name for name, given in zip(frame.columns, header) if not given]
+  return frame.drop(columns=unnamed)  # An index that pandas has written.
+
+
+def _read_rows(path: pathlib.Path) -> pd.DataFrame:
+  """A JSON object a line."""
+  lines = path.read_bytes().split(b"\n")
+  return pd.DataFrame([_parse_line(path, number, line) for number, line
+                       in enumerate(lines, start=1) if line.strip()])
+
+
+def _read_columns(path: pathlib.Path) -> pd.DataFrame:
+  """A JSON list of objects, or an object of columns."""
+  value = json.loads(path.read_text(encoding="utf-8"))
+  rows = value if isinstance(value, list) else [value]
+  if not all(isinstance(row, dict) for row in rows):
+    raise RecordError(path, "must be a list of objects, or an object of "
+                      "columns")
+  return pd.DataFrame(value)
+
+
+_READERS = {".csv": lambda path: _read_separated(path, ","),
+            ".tsv": lambda path: _read_separated(path, "\t"),
+            ".json": _read_columns, ".jsonl": _read_rows,
+            ".parquet": pd.read_parquet}

@@ -12,6 +12,7 @@ import pandas as pd
 from tfjax.scaling import estimate as estimate_lib
 from tfjax.scaling import forms
 from tfjax.scaling import frontier
+from tfjax.scaling import profile as profile_lib
 from tfjax.scaling import table
 from tfjax.scaling.forms import FloatArray
 
@@ -127,30 +128,35 @@ class Fit:
     a law that is a function.
 
     Returns:
-      One row a value: value, objective, deviance (on chi-squared's scale, one
-      degree of freedom), and each parameter at its best for that value.
+      One row a value: value, objective, deviance (the interval ends where it
+      passes `deviance_limit`), and each parameter at its best for that value.
 
     Raises:
       ValueError: a coefficient whose exponent is free has no profile.
     """
-    estimate = self.estimate
-    grid = estimate.profile_grid(self.coefficients[name], points)
+    values = profile_lib.grid(self.coefficients[name], points)
     low, high = self.profile_intervals.get(name, (None, None))
     if low is not None and high is not None:  # A little wider than that.
-      grid = np.linspace(low - 0.5 * (high - low), high + 0.5 * (high - low),
-                         points)
-    natural, objective, deviance = estimate.profile(self.theta, name, grid)
+      values = np.linspace(low - 0.5 * (high - low), high + 0.5 * (high - low),
+                           points)
+    natural, objective, deviance = profile_lib.curve(
+        self.estimate, self.theta, name, values)
     return pd.DataFrame({
         "value": natural[:, self.law.parameters.index(name)],
         "objective": objective, "deviance": deviance,
         **{other: natural[:, k]
            for k, other in enumerate(self.law.parameters)}})
 
+  @property
+  def deviance_limit(self) -> float:
+    """The F distribution's quantile at the fit's level."""
+    return profile_lib.limit(self.estimate, self.level)
+
   def profile_interval(self, name: str) -> tuple[float | None, float | None]:
     """Ends of the profile likelihood's interval; None for one that is open."""
     if name in self.profile_intervals:
       return self.profile_intervals[name]
-    return self.estimate.profile_interval(self.theta, name, self.level)
+    return profile_lib.interval(self.estimate, self.theta, name, self.level)
 
   def compute_optimal(self, flops: FloatArray | float) -> pd.DataFrame:
     """One row a budget: params, tokens, tokens_per_parameter and loss on the
