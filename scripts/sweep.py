@@ -3,11 +3,14 @@
 
     scripts/sweep.py --config=experiments/quickstart.py \
         --workdir=runs/quickstart [--config.key=value ...] [--workers=N] \
-        [--sweep_arg=name=value ...] [--dry_run]
+        [--sweep_arg=name=value ...] [--overrides=FILE.json] [--dry_run]
 
-A value given as --config.key=value holds for every run, over the experiment's
-own; --config.key=None unsets it. Started again, it skips the runs that are
-complete, resumes those that were interrupted and retries those that failed.
+The runs are get_sweep's of the experiment, or with --overrides those of a
+file: a JSON list with an object of dotted config keys a run, such as
+[{"model.size": "55k", "duration.tokens": 1000000, "seed": 1}, ...]. A value
+given as --config.key=value holds for every run, over the experiment's own;
+--config.key=None unsets it. Started again, it skips the runs that are complete,
+resumes those that were interrupted and retries those that failed.
 
 Exits with 0 when every run is complete or diverged, 1 when some are not, 2 when
 the config cannot be run, 130 when it was stopped.
@@ -17,6 +20,7 @@ import ast
 import collections
 import copy
 import inspect
+import json
 import pathlib
 import shlex
 import sys
@@ -28,6 +32,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from absl import app
 from absl import flags
 import jax
+import ml_collections
 from ml_collections import config_flags
 from rich import console as console_lib
 
@@ -47,6 +52,9 @@ _WORKERS = flags.DEFINE_integer(
 _SWEEP_ARG = flags.DEFINE_multi_string(
     "sweep_arg", [], "name=value, passed to get_sweep(config, name=value); "
     "value is a Python literal")
+_OVERRIDES = flags.DEFINE_string(
+    "overrides", None, "JSON file with the list of overrides to run, in place "
+    "of get_sweep's")
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "print every run with its size and state, run nothing")
 flags.mark_flags_as_required(["config", "workdir"])
@@ -81,18 +89,42 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _plan() -> list[sweep.RunSpec]:
+  config = _CONFIG.value
+  given = commandline.overrides()
+  config_lib.override(config, given)
+  cells = (_cells_of_sweep(config) if _OVERRIDES.value is None
+           else _cells_of_file(pathlib.Path(_OVERRIDES.value)))
+  return sweep.plan(config, [{**cell, **given} for cell in cells])
+
+
+def _cells_of_sweep(config: ml_collections.ConfigDict) -> list[dict[str, Any]]:
   path = flags.FLAGS["config"].config_filename
   module = config_lib.module(path)
   if not hasattr(module, "get_sweep"):
     raise sweep.PlanError(
         [f"{path} does not define get_sweep(config), the list of overrides "
-         "to run"], 0)
-  config = _CONFIG.value
-  given = commandline.overrides()
-  config_lib.override(config, given)
-  cells = module.get_sweep(copy.deepcopy(config),
-                           **_sweep_arguments(module.get_sweep))
-  return sweep.plan(config, [{**cell, **given} for cell in cells])
+         "to run; define it, or give --overrides=FILE.json"], 0)
+  return module.get_sweep(copy.deepcopy(config),
+                          **_sweep_arguments(module.get_sweep))
+
+
+def _cells_of_file(path: pathlib.Path) -> list[dict[str, Any]]:
+  """What --overrides gives; anything but a list of objects raises."""
+  if _SWEEP_ARG.value:
+    raise sweep.PlanError(
+        [f"--sweep_arg={_SWEEP_ARG.value[0]} is for get_sweep, which "
+         "--overrides replaces; give one of them"], 0)
+  try:
+    cells = json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError) as error:
+    raise sweep.PlanError(
+        [f"--overrides={path} cannot be read: {error}"], 0) from None
+  if not isinstance(cells, list) or not all(
+      isinstance(cell, dict) for cell in cells):
+    raise sweep.PlanError(
+        [f"--overrides={path} must hold a list with an object of dotted config "
+         'keys a run, such as [{"model.size": "55k"}]'], 0)
+  return cells
 
 
 def _sweep_arguments(get_sweep: Callable[..., Any]) -> dict[str, Any]:

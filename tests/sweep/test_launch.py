@@ -323,6 +323,38 @@ def test_script_overrides_hold_for_every_run(script: Callable) -> None:
   assert "1.02k" in done.stdout  # 8 steps of 4 x 32 tokens
 
 
+def test_script_runs_overrides_of_a_file(
+    script: Callable, tmp_path: pathlib.Path) -> None:
+  path = tmp_path / "cells.json"
+  path.write_text(json.dumps(
+      [{"duration.steps": None, "duration.tokens": 999, "seed": 3},
+       {"duration.steps": 11}]))
+  done = script("--dry_run", f"--overrides={path}")
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.count("pending") == 2
+  assert "1.02k" in done.stdout  # 8 steps of 4 x 32 tokens
+  assert "1.41k" in done.stdout
+
+
+@pytest.mark.parametrize("text, arguments, expected", [
+    (None, (), "cannot be read: .*No such file"),
+    ("[{", (), "cannot be read: Expecting"),
+    ("[1]", (), "must hold a list with an object of dotted config keys"),
+    ('[{"seeds": 1}]', (), r"cell 1 \(seeds=1\): config.seeds: no such key"),
+    ('[{"seed": 1}]', ("--sweep_arg=a=1",), "is for get_sweep, which"),
+])
+def test_script_refuses_bad_overrides(
+    script: Callable, tmp_path: pathlib.Path, text: str | None,
+    arguments: tuple[str, ...], expected: str) -> None:
+  path = tmp_path / "cells.json"
+  if text is not None:
+    path.write_text(text)
+  done = script(f"--overrides={path}", *arguments)
+  assert done.returncode == 2 and not (tmp_path / "sweep").exists()
+  assert re.search(expected, done.stderr), done.stderr
+  assert "Traceback" not in done.stderr
+
+
 LAUNCHER = textwrap.dedent("""
     import json, sys
     from tfjax import config, sweep

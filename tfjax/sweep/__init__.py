@@ -4,7 +4,8 @@
     specs = tfjax.sweep.plan(config, overrides)
     outcomes = tfjax.sweep.launch(specs, workdir)
 
-`plan` and `launch` name the functions here, not the modules that hold them.
+`plan`, `launch` and `sizes` name the functions here, not the modules that hold
+them.
 """
 
 from tfjax.sweep import display
@@ -21,8 +22,10 @@ from tfjax.sweep.plan import product
 from tfjax.sweep.plan import RunSpec
 from tfjax.sweep.plan import zip_
 from tfjax.sweep.process import LaunchError
+from tfjax.sweep.sizes import place
+from tfjax.sweep.sizes import sizes
 
 __all__ = [
     "axis", "chain", "display", "Interrupted", "launch", "LaunchError",
-    "ledger", "Observer", "Outcome", "plan", "PlanError", "product", "RunSpec",
-    "zip_"]
+    "ledger", "Observer", "Outcome", "place", "plan", "PlanError", "product",
+    "RunSpec", "sizes", "zip_"]
