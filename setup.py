@@ -34,6 +34,7 @@ EXTRAS = {
     "tpu": ("jax[tpu]>=0.10,<0.13",),
     "test": ("pytest>=8", "pytest-xdist>=3.6", *TORCH),
     "bench": TORCH,
+    "vpnls": ("vpnls>=0.1",),  # for bench.py --fit
 }
 
 setuptools.setup(

@@ -166,10 +166,9 @@ class Fit:
     Raises:
       ValueError: a budget is not positive, or the law has no trade-off.
     """
-    samples = self.samples if self.has_intervals else self._natural[None]
-    rows = frontier.table(self.law, self._natural, samples, self.cost,
+    rows = frontier.table(self.law, self._natural, self.samples, self.cost,
                           np.asarray(flops, dtype=np.float64), self.level)
-    if not self.has_intervals:
+    if not self._can_say:
       rows.loc[:, rows.columns != "flops"] = np.nan
     spent = self.runs["flops"]
     rows["extrapolated"] = (rows["flops"] > spent.max()) | (
@@ -197,6 +196,14 @@ class Fit:
                      "numpy": np.__version__, "pandas": pd.__version__,
                      "jax": jax.__version__},
     }
+
+  @property
+  def _can_say(self) -> bool:
+    """False where the table's own shape leaves a parameter open; without a
+    bootstrap, where an exponent is not determined."""
+    if len(self.samples):
+      return self.has_intervals
+    return all(self.determined[name] for name in self.law.exponents)
 
   @property
   def _natural(self) -> FloatArray:
