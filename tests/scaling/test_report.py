@@ -15,7 +15,8 @@ from tfjax.scaling import report
 from tfjax.scaling import wording
 
 _SCRIPT = pathlib.Path(__file__).resolve().parents[2] / "scripts" / "report.py"
-_FIGURES = {"curves", "size", "compute", "prediction", "optimal"}
+_FIGURES = {"curves", "size", "compute", "frontier", "surface", "prediction",
+            "residuals", "profiles"}
 
 
 def written(workdir: pathlib.Path, **settings: object) -> str:
@@ -37,7 +38,8 @@ def test_a_whole_report_of_runs_that_do_not_determine_the_law(
   text = written(workdir, holdout=3)
   fit = scaling.fit(scaling.load(workdir), holdout=3, bootstrap=100)
   assert figures(workdir) == {
-      f"{name}.{ending}" for name in _FIGURES for ending in ("png", "pdf")}
+      f"{name}.{ending}" for name in _FIGURES
+      for ending in ("png", "svg", "pdf")}
   assert text.count("data:image/svg+xml;base64,") == len(_FIGURES)
   assert html.escape(wording.parameter(fit, "alpha")) in text
   assert f"{fit.holdout[0].predicted:.4f}" in text
@@ -62,7 +64,8 @@ def test_one_data_size_has_no_frontier(write_ledger):
                          sizes=tuple(range(30000, 100000, 10000)))
   text = written(workdir)
   assert "1 distinct value of D" in text
-  assert "optimal.png" not in figures(workdir)
+  assert "profiles.png" not in figures(workdir)
+  assert "No approach 3: the fit is not_identifiable" in text
   assert "nan" not in re.sub(r"base64,[^\"]*", "", text).lower()
 
 
@@ -78,7 +81,9 @@ def test_runs_that_cannot_be_compared_are_shown_without_a_fit(
     write_ledger, write_run):
   workdir = write_ledger(sizes=(30000, 60000), tokens=(200000, 400000))
   write_run(workdir / "odd", 50000, 300000, 3.0, tokenizer="byte")
-  assert "losses are not comparable" in written(workdir)
+  text = written(workdir)
+  assert "There is no fit: the runs are not comparable" in text
+  assert "tokenizer" in text
 
 
 def test_only_failed_runs(tmp_path, write_run):

@@ -242,7 +242,7 @@ def _leave_largest_out(made: result.Fit) -> tuple[result.HeldOut, ...]:
 
 def _predicted(made: result.Fit, row: Mapping[str, Any],
                interval: bool = True) -> result.HeldOut:
-  axes = {axis: row[axis] for axis in made.law.axes}
+  axes = {axis: float(row[axis]) for axis in made.law.axes}
   predicted = float(made.predict(**axes))
   between = None
   if interval and made.has_intervals:
@@ -250,7 +250,7 @@ def _predicted(made: result.Fit, row: Mapping[str, Any],
     between = (float(low), float(high))
   measured = row[made.law.target]
   return result.HeldOut(
-      row["run"], row.get("params"), row.get("tokens"), row["flops"], measured,
+      row["run"], axes, row.get("params"), row.get("tokens"), row["flops"], measured,
       predicted, between, predicted / measured - 1)
 
 

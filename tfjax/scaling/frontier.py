@@ -12,14 +12,11 @@ from typing import Mapping
 import numpy as np
 import pandas as pd
 
-from tfjax.scaling import envelope as envelope_lib
 from tfjax.scaling import laws
 from tfjax.scaling import search
 
 FloatArray = np.ndarray
 Given = Mapping[str, float]  # axes other than N, D and what follows from them
-
-envelope = envelope_lib.hull
 
 # Axes that follow from N, D and their cost.
 _KNOWN_AXES = ("params", "tokens", "flops", "tokens_per_parameter")

@@ -16,11 +16,13 @@ main { max-width: 1080px; margin: 0 auto; padding: 40px 24px 64px; }
 h1 { font-size: 30px; line-height: 1.2; margin: 0 0 8px;
   letter-spacing: -0.01em; }
 h2 { font-size: 19px; margin: 44px 0 10px; }
+h3 { font-size: 16px; margin: 28px 0 8px; }
 p { margin: 0 0 12px; max-width: 75ch; }
 .lead { font-size: 18px; color: var(--soft); max-width: 72ch; }
 .card { background: #fff; border: 1px solid var(--line); border-radius: 10px;
   padding: 20px 24px; margin: 16px 0; }
 .law { font: italic 24px/1.9 Georgia, "Times New Roman", serif; }
+.law.small { font-size: 17px; line-height: 1.6; }
 .law sup { font-size: 0.62em; line-height: 0; }
 .open { color: var(--warn); }
 .chip { display: inline-block; border-radius: 99px; padding: 1px 11px;

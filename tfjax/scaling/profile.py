@@ -50,12 +50,15 @@ def curve(estimate: estimate_lib.Estimate, theta: FloatArray, name: str,
   low, high = (np.tile(b, (len(values), 1))
                for b in (estimate.low, estimate.high))
   low[:, k] = high[:, k] = held
-  delta = _smooth(estimate)
-  found = estimate.solve(start, estimate.weights, delta, (low, high),
-                         _ITERATIONS)
-  lowest = estimate.solve(theta[None], estimate.weights, delta).objective[0]
-  return (estimate.natural(found.theta), found.objective * estimate.scale**2,
-          deviance(estimate, theta, found.objective - lowest))
+  # And once with nothing held: the minimum that the profile rises from.
+  start, low, high = (np.concatenate([rows, free[None]]) for rows, free in (
+      (start, theta), (low, estimate.low), (high, estimate.high)))
+  found = estimate.solve(start, estimate.weights, _smooth(estimate),
+                         (low, high), _ITERATIONS)
+  *objective, lowest = found.objective
+  objective = np.array(objective)
+  return (estimate.natural(found.theta[:-1]), objective * estimate.scale**2,
+          deviance(estimate, theta, objective - lowest))
 
 
 def grid(value: float, points: int = _POINTS) -> FloatArray:

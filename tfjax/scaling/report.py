@@ -1,53 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""report.html and figures/ of a directory of runs.
+"""report.html and figures/ of a directory of runs, or of a fit alone.
 
-What the page says is decided here, how it looks in `page`, what the figures
-show in `plots`.
+What the page says of a fit is in `sections`, how it looks in `page`, what the
+figures show in `plots`.
 """
 
-import html
-import io
 import os
 import pathlib
-from typing import Any, Mapping
+from typing import Any, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
+from tfjax.scaling import approaches
+from tfjax.scaling import canvas
+from tfjax.scaling import figures_law
+from tfjax.scaling import figures_runs
 from tfjax.scaling import page
 from tfjax.scaling import plots
 from tfjax.scaling import records
 from tfjax.scaling import result
+from tfjax.scaling import sections
 from tfjax.scaling import table
 from tfjax.scaling import wording
 from tfjax.scaling.fit import default_holdout
 from tfjax.scaling.fit import fit as fit_law
 
-_FIGURES = {
-    "curves": (
-        "Loss curves", "Training loss against tokens and compute, averaged "
-        "over windows of equal length in log tokens. Markers are the held-out "
-        "loss at the end of each run."),
-    "size": (
-        "Loss against model and data size", "Each series holds the other axis "
-        "at the value shown (≈: points are drawn with the nearest). {lines}"),
-    "compute": (
-        "Loss against compute", "Every run at its training FLOPs; the dashed "
-        "line joins those that spent theirs best. {frontier}"),
-    "prediction": (
-        "Predicted against measured", "Left: the diagonal is a perfect "
-        "prediction. Right: the same, as relative error by compute. Held-out "
-        "runs played no part in the fit."),
-    "optimal": (
-        "Compute-optimal size and data", "The split of a budget that "
-        "minimises the fitted loss, {cost}. Beyond the fitted runs the line "
-        "is dotted: an extrapolation."),
-}
+_LISTED = 60  # rows of a table from elsewhere
+_DRAWS = 200  # resamples of approaches 1 and 2
+
+# Of a fit's own words, what a terminal shows too.
+fit_words = sections.fit_words
+status_words = sections.status_words
+optimal_budgets = sections.optimal_budgets
 
 
 def write(workdir: str | os.PathLike[str],
           settings: Mapping[str, Any] | None = None) -> pathlib.Path:
-  """Writes workdir/report.html and workdir/figures/NAME.{png,pdf}.
+  """Writes workdir/report.html and workdir/figures/NAME.{png,svg,pdf}.
 
   Args:
     workdir: directory of run directories, as `records.load` reads it.
@@ -60,6 +50,7 @@ def write(workdir: str | os.PathLike[str],
   Raises:
     FileNotFoundError: no such directory, or no run in it has a result.
     records.RecordError: a record cannot be read.
+    ValueError: a setting is out of range.
   """
   workdir = pathlib.Path(workdir)
   frame = records.load(workdir)
@@ -73,56 +64,81 @@ def write(workdir: str | os.PathLike[str],
     fit = fit_law(frame, **settings)
   except table.TableError as error:
     problem = str(error)
-  runs = _runs(frame, settings)
+  runs = plots.runs_of(fit) if fit is not None else None
+  if runs is None:
+    runs = _runs(frame, settings)
   curves = {run: records.curves(directory) for run, directory
             in zip(table.run_names(frame), frame["directory"])}
   entropy_rate = _only(frame["entropy_rate"])
-  figures = plots.draw(runs, curves, fit, entropy_rate)
-  (workdir / "figures").mkdir(exist_ok=True)
-  pictures = {}
-  for name, figure in figures.items():
-    for ending in ("png", "pdf"):
-      plots.save(figure, str(workdir / "figures" / f"{name}.{ending}"))
-    buffer = io.BytesIO()
-    plots.save(figure, buffer, format="svg", metadata={"Date": None})
-    pictures[name] = buffer.getvalue()
-  sections = [
+  compared = _compare(fit)
+  pictures = plots.draw(runs, curves, fit, entropy_rate, compared)
+  return _write(workdir, _title(frame), [
       _headline(frame, runs, fit),
-      _fit_section(fit, problem, entropy_rate),
-      *(_figure_section(name, svg, fit) for name, svg in pictures.items()),
-      _optimal_table(fit),
+      sections.no_fit(problem) if fit is None else
+      sections.fitted_law(fit, entropy_rate),
+      *_figures(workdir, pictures),
+      "" if fit is None else sections.optimal(fit, compared),
       _run_table(frame),
       _left_out(frame, fit, records.unfinished(workdir)),
-      _provenance(frame, fit),
-  ]
-  path = workdir / "report.html"
+      "" if fit is None else sections.conventions(fit),
+      _provenance(frame),
+  ])
+
+
+def write_fit(fit: result.Fit, directory: str | os.PathLike[str],
+              title: str = "Scaling report") -> pathlib.Path:
+  """The same of a fit alone, whose runs were trained elsewhere.
+
+  Args:
+    fit: of any law and any table.
+    directory: where report.html and figures/ are written; made if needed.
+    title: the page's heading.
+
+  Returns:
+    The page's path.
+  """
+  directory = pathlib.Path(directory)
+  directory.mkdir(parents=True, exist_ok=True)
+  compared = _compare(fit)
+  pictures = plots.draw(plots.runs_of(fit), {}, fit, compared=compared)
+  return _write(directory, title, [
+      _fit_headline(fit, title),
+      sections.fitted_law(fit),
+      *_figures(directory, pictures),
+      sections.optimal(fit, compared),
+      _farthest(fit),
+      sections.excluded([[e.run, e.reason] for e in fit.excluded],
+                        "None: every row of the table was used."),
+      sections.conventions(fit),
+  ])
+
+
+def _compare(fit: result.Fit | None) -> approaches.Comparison | None:
+  """The three approaches at the largest run's budget and ten times that."""
+  if not figures_runs.has_frontier(fit):
+    return None
+  largest = max([*fit.runs["flops"], *(h.flops for h in fit.holdout)])
+  return approaches.compare(fit, [largest, 10 * largest],
+                            bootstrap=min(fit.settings["bootstrap"], _DRAWS))
+
+
+def _write(directory: pathlib.Path, title: str,
+           parts: Sequence[str]) -> pathlib.Path:
+  path = directory / "report.html"
   partial = path.with_suffix(".html.partial")
-  partial.write_text(page.document(_title(frame), "\n".join(sections)),
+  partial.write_text(page.document(title, "\n".join(parts)),
                      encoding="utf-8")
   partial.replace(path)
   return path
 
 
-def optimal_budgets(fit: result.Fit) -> np.ndarray:
-  """A few budgets: the cheapest run's to ten times the dearest's."""
-  spent = [*fit.runs["flops"], *(h.flops for h in fit.holdout)]
-  return np.geomspace(min(spent), 10 * max(spent), 5)
-
-
-def fit_words(fit: result.Fit) -> str:
-  """One sentence on how far the fit is to be trusted."""
-  words = {"converged": "The runs determine the law",
-           "not_identifiable": "The runs do not determine the law",
-           "bound_hit": "A parameter ran into the end of its range",
-           "multiple_optima": "More than one law fits these runs",
-           "max_iterations": "The fit did not settle"}[fit.status]
-  detail = "" if fit.status == "converged" else f": {fit.reason}"
-  return (f"{words}{detail}. {fit.share_at_best:.0%} of {fit.starts} starts "
-          f"reached this optimum.")
-
-
-def status_words(fit: result.Fit) -> str:
-  return fit.status.replace("_", " ")
+def _figures(directory: pathlib.Path,
+             pictures: Mapping[str, canvas.Picture]) -> list[str]:
+  """Writes the figures, and gives their sections."""
+  (directory / "figures").mkdir(exist_ok=True)
+  return [sections.figure(name, picture, plots.save(
+      picture, directory / "figures", name))
+          for name, picture in pictures.items()]
 
 
 # --- Sections ----------------------------------------------------------------
@@ -144,10 +160,8 @@ def _headline(frame: pd.DataFrame, runs: pd.DataFrame,
   if len(counts) == 1 and counts[0] != "every token":
     text += f" The loss counts {counts[0]}."
   if fit is not None:
-    exponents = ", ".join(f"{name} is {wording.parameter(fit, name)}"
-                          for name in fit.law.exponents)
-    text += f" Of the fitted exponents, {exponents}."
-    text += f" {_held_out_words(fit)}" if fit.holdout else ""
+    text += f" {_exponent_words(fit)}"
+    text += f" {sections.held_out_words(fit)}" if fit.holdout else ""
   spent, seconds = frame["flops_total"], frame["device_seconds"]
   unknown = int(spent.isna().sum())
   items = [(f"{len(runs)}", "runs charted")]
@@ -165,88 +179,47 @@ def _headline(frame: pd.DataFrame, runs: pd.DataFrame,
           + page.facts(items))
 
 
-def _fit_section(fit: result.Fit | None, problem: str,
-                 entropy_rate: float | None) -> str:
-  head = page.heading("The fitted law")
-  if fit is None:
-    return head + page.card(page.chip("no fit", "") + page.paragraph(
-        f"There is no fit: {problem}"))
-  rows = [[name, wording.parameter(fit, name)] for name in fit.law.parameters]
-  if entropy_rate is not None:
-    rows.append(["entropy rate of the source", f"{entropy_rate:.4f} nats a "
-                 "token, known: what E should be"])
-  body = (_law(fit) + f"<p>{page.chip(status_words(fit), fit.status)} "
-          f"{html.escape(fit_words(fit))}</p>"
-          + page.table([], rows, "left"))
-  return head + page.card(body) + _held_out(fit)
+def _fit_headline(fit: result.Fit, title: str) -> str:
+  rows = figures_law.rows_of(fit)
+  target = fit.law.target
+  held = f" {sections.held_out_words(fit)}" if fit.holdout else ""
+  text = (f"{fit.law.form}, fitted to {len(fit.runs)} runs. "
+          f"{_exponent_words(fit)}{held}")
+  items = [(f"{len(rows)}", "runs"),
+           *((_ends(axis, rows[axis]), wording.label(axis))
+             for axis in fit.law.axes),
+           (_ends(target, rows[target]), wording.label(target))]
+  return (page.heading(title, 1) + page.paragraph(text, "lead")
+          + page.facts(items))
 
 
-def _law(fit: result.Fit) -> str:
-  """The law with its numbers, those that are not determined left as names."""
-  def shown(name: str) -> str:
-    if fit.determined[name]:
-      return f"{fit.coefficients[name]:.3g}"
-    return f'<span class="open">{html.escape(name)}</span>'
-  letters = {"params": "N", "tokens": "D"}
-  terms = []
-  for term in fit.law.terms:
-    powers = " ".join(f"{letters[axis]}<sup>{shown(name)}</sup>"
-                      for axis, name in term.exponents.items())
-    terms.append(shown(term.coefficient) + (f" / {powers}" if powers else ""))
-  return f'<p class="law">L(N, D) = {" + ".join(terms)}</p>'
+def _exponent_words(fit: result.Fit) -> str:
+  return "Of the fitted exponents, " + ", ".join(
+      f"{name} is {wording.parameter(fit, name)}"
+      for name in fit.law.exponents) + "."
 
 
-def _held_out(fit: result.Fit) -> str:
-  head = page.heading("Held-out prediction")
-  if not fit.holdout:
-    return head + page.paragraph("No run was held out of this fit, so nothing "
-                                 "here tests it.")
-  rows = [[h.run, wording.count(h.params), wording.count(h.tokens),
-           wording.power(h.flops), f"{h.predicted:.4f}",
-           wording.between(h.interval, "{:.4f}"), f"{h.measured:.4f}",
-           f"{h.relative_error:+.2%}"] for h in fit.holdout]
-  return head + page.paragraph(_held_out_words(fit)) + page.table(
-      ["run", "N", "D", "FLOPs", "predicted", f"{fit.level:.0%} interval",
-       "measured", "error"], rows)
-
-
-def _held_out_words(fit: result.Fit) -> str:
-  worst = max(abs(h.relative_error) for h in fit.holdout)
-  count = len(fit.holdout)
-  return (f"The {f'{count} runs' if count > 1 else 'run'} with the most "
-          f"compute took no part in the fit; it predicts their loss to within "
-          f"{worst:.2%}.")
-
-
-def _figure_section(name: str, svg: bytes, fit: result.Fit | None) -> str:
-  title, caption = _FIGURES[name]
-  caption = caption.format(
-      lines="" if fit is None else
-      f"Lines are the fitted law with its {fit.level:.0%} interval; hollow "
-      "markers were held out of the fit.",
-      frontier="" if fit is None or not fit.has_intervals else
-      "The solid line is the least loss that the fitted law gives a budget.",
-      cost="" if fit is None else wording.cost(fit))
-  return page.heading(title) + page.figure(svg, caption.strip(), title)
-
-
-def _optimal_table(fit: result.Fit | None) -> str:
-  if fit is None or not fit.has_intervals:
-    return ""
-  rows = fit.compute_optimal(optimal_budgets(fit))
-  def cell(row: Any, name: str, text: Any) -> str:
-    low, high = getattr(row, f"{name}_low"), getattr(row, f"{name}_high")
-    return f"{text(getattr(row, name))} ({text(low)} to {text(high)})"
-  cells = [[wording.power(row.flops) + (" *" if row.extrapolated else ""),
-            cell(row, "params", wording.count),
-            cell(row, "tokens", wording.count),
-            cell(row, "tokens_per_parameter", wording.count),
-            cell(row, "loss", "{:.3f}".format)] for row in rows.itertuples()]
-  note = "* beyond the fitted runs: an extrapolation."
-  if fit.status != "converged":
-    note += f" The fit is {status_words(fit)}: illustration only."
-  return page.table(["FLOPs", "N*", "D*", "tokens / parameter", "loss"],
-                    cells) + page.paragraph(note, "note")
+def _farthest(fit: result.Fit) -> str:
+  """Rows of the table, those that the law misses most first."""
+  rows = figures_law.rows_of(fit)
+  predicted = fit.predict(**{axis: rows[axis].to_numpy()
+                             for axis in fit.law.axes})
+  rows = rows.assign(predicted=predicted,
+                     error=predicted / rows[fit.law.target] - 1)
+  rows = rows.sort_values("error", key=abs, ascending=False)[:_LISTED]
+  cells = [[row["run"], *(wording.amount(axis, row[axis])
+                          for axis in fit.law.axes),
+            wording.decimal(row["predicted"]),
+            wording.decimal(row[fit.law.target]), f"{row['error']:+.2%}",
+            "held out" if row["held_out"] else ""]
+           for row in rows.to_dict("records")]
+  head = page.heading("Runs, farthest from the law first")
+  count = len(fit.runs) + len(fit.holdout)
+  note = (page.paragraph(f"{_LISTED} of {count}.", "note")
+          if count > _LISTED else "")
+  return head + note + page.table(
+      ["run", *map(wording.symbol, fit.law.axes), "predicted", "measured",
+       "error", ""], cells)
 
 
 def _run_table(frame: pd.DataFrame) -> str:
@@ -279,13 +252,10 @@ def _left_out(frame: pd.DataFrame, fit: result.Fit | None,
             for row in frame.itertuples() if row.status != "complete"]
   rows += [[path.name, "has no result.json: running, or killed"]
            for path in unfinished]
-  head = page.heading("Runs left out")
-  if not rows:
-    return head + page.paragraph("None: every run is complete and was used.")
-  return head + page.table(["run", "why"], rows, "left wrap")
+  return sections.excluded(rows, "None: every run is complete and was used.")
 
 
-def _provenance(frame: pd.DataFrame, fit: result.Fit | None) -> str:
+def _provenance(frame: pd.DataFrame) -> str:
   devices = sorted({f"{_integer(count)} × {kind or wording.UNKNOWN}"
                     for kind, count in zip(frame["device_kind"],
                                            frame["device_count"])})
@@ -310,15 +280,6 @@ def _provenance(frame: pd.DataFrame, fit: result.Fit | None) -> str:
        f"{frame['finished_at'].dropna().max()}"
        if frame["finished_at"].notna().any() else wording.UNKNOWN],
   ]
-  if fit is not None:
-    rows += [["law", f"{fit.law.form} ({fit.law.source})"],
-             ["fit", "; ".join(f"{name}: {value}" for name, value
-                               in fit.conventions.items()
-                               if name != "flops_convention")],
-             ["resampling", f"{fit.settings['bootstrap']} bootstrap resamples "
-              f"of the runs, {fit.level:.0%} percentile intervals, seed "
-              f"{fit.settings['seed']}"],
-             ["FLOPs of N and D", wording.cost(fit)]]
   return page.heading("What was run, on what") + page.table(
       [], rows, "left wrap")
 
@@ -339,6 +300,12 @@ def _runs(frame: pd.DataFrame, settings: Mapping[str, Any]) -> pd.DataFrame:
   numbers = runs[list(columns)]
   good = (np.isfinite(numbers) & (numbers > 0)).all(axis=1)
   return runs[good].reset_index(drop=True)
+
+
+def _ends(name: str, column: pd.Series) -> str:
+  low, high = (wording.amount(name, end)
+               for end in (column.min(), column.max()))
+  return low if low == high else f"{low} to {high}"
 
 
 def _values(column: pd.Series) -> str:

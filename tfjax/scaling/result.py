@@ -25,6 +25,7 @@ class HeldOut:
   """A run that was left out of the fit, and what the fit says of it."""
 
   run: str
+  axes: dict[str, float]  # of the law
   params: float | None
   tokens: float | None
   flops: float

@@ -24,7 +24,8 @@ from tfjax.scaling.forms import FloatArray
 Form = Callable[[jax.Array, dict[str, jax.Array]], jax.Array]
 
 _LANES = 128  # problems a program; fixed, so that it compiles once
-_LEAST_ROWS = 16  # rows are padded to powers of two from here, as above
+_LEAST_ROWS = 16  # rows are padded to powers of two from here, as above,
+_FINE_ROWS = 256  # and to quarters of them from there
 _STEPS = 8  # between looks at which problems are done
 _DAMPING_START, _DAMPING_FLOOR, _DAMPING_STUCK = 1e-3, 1e-12, 1e5
 _SHRINK, _GROW = 8.0, 10.0
@@ -76,7 +77,7 @@ def minimise(
     max_iterations: steps after which a problem counts as not converged.
   """
   count, size = start.shape
-  rows = max(_LEAST_ROWS, 1 << (len(target) - 1).bit_length())
+  rows = _padded(len(target))
   spare = rows - len(target)
   pad = lambda a, v: np.concatenate(
       [a, np.full((*a.shape[:-1], spare), v)], axis=-1)
@@ -120,6 +121,13 @@ def huber(residual: Any, delta: Any) -> Any:
 
 
 # --- Details -----------------------------------------------------------------
+
+
+def _padded(rows: int) -> int:
+  """A size that many tables share, so that they share a program."""
+  power = max(_LEAST_ROWS, 1 << (rows - 1).bit_length())
+  step = power // 8 if power > _FINE_ROWS else power
+  return -(-rows // step) * step
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -119,8 +119,8 @@ class Display:
       return
     what = wording.label(fit.law.target)
     rows = [[h.run, wording.count(h.params), wording.count(h.tokens),
-             wording.number(h.predicted), wording.between(h.interval),
-             wording.number(h.measured), f"{h.relative_error:+.2%}"]
+             f"{h.predicted:#.5g}", wording.between(h.interval, "{:#.5g}"),
+             f"{h.measured:#.5g}", f"{h.relative_error:+.2%}"]
             for h in runs[-_MOST_PREDICTED:]]
     self.table(
         f"{'held-out runs' if held else 'fitted again without the most compute'}"

@@ -2,12 +2,34 @@
 """Numbers and fits in words, for terminals, figures and the report."""
 
 import math
+from typing import Sequence
 
 from tfjax.scaling import result
 
 _PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 UNKNOWN = "unknown"
+
+# Axes and targets of laws: symbol, words with the unit, whether it is counted
+# (1.2M, 3B). Any other name is shown as it is.
+_NAMES = {
+    "params": ("N", "parameters N", True),
+    "tokens": ("D", "training tokens D", True),
+    "flops": ("C", "training compute C (FLOPs)", False),
+    "loss": ("L", "loss (nats / token)", False),
+    "width": ("w", "width w (d_model)", True),
+    "depth": ("d", "depth d (layers)", True),
+    "steps": ("S", "optimizer steps S", True),
+    "unique_tokens": ("U", "unique tokens U", True),
+    "tokens_per_parameter": ("M", "tokens per parameter M", True),
+    "batch_tokens": ("B", "batch size B (tokens)", True),
+    "critical_batch": ("B_crit", "critical batch size (tokens)", True),
+    "learning_rate": ("lr", "peak learning rate", False),
+    "finetuning_tokens": ("D_F", "fine-tuning tokens D_F", True),
+    "transferred_tokens": ("D_T", "effective tokens transferred D_T", True),
+    "error": ("Err", "error (share of tasks)", False),
+    "accuracy": ("Acc", "accuracy (share of tasks)", False),
+}
 
 
 def known(value: float | None) -> bool:
@@ -24,11 +46,42 @@ def count(value: float | None) -> str:
   return _three_digits(value)
 
 
-def power(value: float | None) -> str:
+def symbol(name: str) -> str:
+  """The letter of an axis or a target; its own name where it has none."""
+  return _NAMES[name][0] if name in _NAMES else name
+
+
+def label(name: str) -> str:
+  """What stands beside an axis: words, letter and unit."""
+  return _NAMES[name][1] if name in _NAMES else name.replace("_", " ")
+
+
+def is_count(name: str) -> bool:
+  return name in _NAMES and _NAMES[name][2]
+
+
+def number(value: float | None, digits: int = 4) -> str:
+  """0.3473, 477.8, 5.2×10⁶: a coefficient of any size."""
+  if not known(value):
+    return UNKNOWN
+  if value and not 1e-3 <= abs(value) < 1e5:
+    return power(value, digits - 1)
+  text = f"{value:.{digits}g}"
+  return f"{value:.0f}" if "e" in text else text
+
+
+def amount(name: str, value: float | None) -> str:
+  """A value of an axis: 1.2M parameters, 3.4×10¹⁵ FLOPs, 2.345."""
+  if is_count(name):
+    return count(value)
+  return power(value) if name == "flops" else number(value)
+
+
+def power(value: float | None, digits: int = 1) -> str:
   """3.2e15 -> 3.2×10¹⁵."""
   if not known(value):
     return UNKNOWN
-  mantissa, exponent = f"{value:.1e}".split("e")
+  mantissa, exponent = f"{value:.{digits}e}".split("e")
   return f"{mantissa}×10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
 
 
@@ -50,10 +103,30 @@ def decimal(value: float | None, digits: int = 4) -> str:
   return f"{value:.{digits}f}" if known(value) else UNKNOWN
 
 
-def between(interval: tuple[float, float] | None, form: str = "{:.3g}") -> str:
+def listed(items: Sequence[str]) -> str:
+  """a, b and c."""
+  return " and ".join(filter(None, [", ".join(items[:-1]), items[-1]]))
+
+
+def between(interval: tuple[float, float] | None, form: str = "") -> str:
+  """0.316 to 0.373, or that there is none; `form` as of str.format."""
   if interval is None or not all(map(known, interval)):
     return "no interval"
-  return f"{form.format(interval[0])} to {form.format(interval[1])}"
+  low, high = (form.format(end) if form else number(end, 3)
+               for end in interval)
+  return f"{low} to {high}"
+
+
+def open_interval(interval: tuple[float | None, float | None]) -> str:
+  """0.316 to 0.373; an end that the data leave open is named as such."""
+  low, high = interval
+  if low is None and high is None:
+    return "open at both ends"
+  if low is None:
+    return f"below {number(high, 3)}"
+  if high is None:
+    return f"above {number(low, 3)}"
+  return between((low, high))
 
 
 def parameter(fit: result.Fit, name: str) -> str:
@@ -62,12 +135,18 @@ def parameter(fit: result.Fit, name: str) -> str:
   if not fit.determined[name]:
     return "not determined" + (
         f" ({between(interval)})" if interval is not None else "")
-  return f"{fit.coefficients[name]:.4g} ({between(interval)})"
+  return f"{number(fit.coefficients[name])} ({between(interval)})"
+
+
+def worst(runs: Sequence[result.HeldOut]) -> str:
+  """The largest relative error of predicted runs, with its sign."""
+  return f"{max((h.relative_error for h in runs), key=abs):+.2%}"
 
 
 def cost(fit: result.Fit) -> str:
   """How FLOPs follow from N and D."""
-  text = f"C = {fit.cost.kappa:.3g} N^{fit.cost.gamma:.3g} D"
+  size = "N" if round(fit.cost.gamma, 3) == 1 else f"N^{fit.cost.gamma:.3g}"
+  text = f"C = {fit.cost.kappa:.3g} {size} D"
   if fit.cost.worst_error is None:
     return f"{text} ({fit.cost.source})"
   low, high = fit.cost.per_parameter_token
