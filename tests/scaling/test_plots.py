@@ -16,13 +16,13 @@ from scipy import stats
 
 from tfjax import scaling
 from tfjax.scaling import approaches
-from tfjax.scaling import canvas
-from tfjax.scaling import figures_law
 from tfjax.scaling import forms
 from tfjax.scaling import plots
 from tfjax.scaling import report
 from tfjax.scaling import sections
 from tfjax.scaling import wording
+from tfjax.scaling.figures import canvas
+from tfjax.scaling.figures import law as figures_law
 
 TRUTH = {"E": 1.7, "A": 400.0, "B": 2000.0, "alpha": 0.34, "beta": 0.37}
 _BUDGETS = np.geomspace(1e18, 1e21, 5)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """All figures of runs and a fit: `draw` makes them, `save` writes one.
 
-What each shows is in the rooms `figures_*`, what they share in `canvas`.
+What each shows is in `tfjax.scaling.figures`.
 """
 
 import io
@@ -12,15 +12,14 @@ import matplotlib
 import pandas as pd
 
 from tfjax.scaling import approaches
-from tfjax.scaling import canvas
-from tfjax.scaling import figures_frontier
-from tfjax.scaling import figures_frontier
-from tfjax.scaling import figures_law
-from tfjax.scaling import figures_profile
-from tfjax.scaling import figures_residuals
-from tfjax.scaling import figures_runs
-from tfjax.scaling import figures_surface
 from tfjax.scaling import result
+from tfjax.scaling.figures import canvas
+from tfjax.scaling.figures import frontier as figures_frontier
+from tfjax.scaling.figures import law as figures_law
+from tfjax.scaling.figures import profile as figures_profile
+from tfjax.scaling.figures import residuals as figures_residuals
+from tfjax.scaling.figures import runs as figures_runs
+from tfjax.scaling.figures import surface as figures_surface
 
 FORMATS = ("png", "svg", "pdf")
 

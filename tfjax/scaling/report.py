@@ -13,9 +13,6 @@ import numpy as np
 import pandas as pd
 
 from tfjax.scaling import approaches
-from tfjax.scaling import canvas
-from tfjax.scaling import figures_law
-from tfjax.scaling import figures_runs
 from tfjax.scaling import page
 from tfjax.scaling import plots
 from tfjax.scaling import records
@@ -23,6 +20,9 @@ from tfjax.scaling import result
 from tfjax.scaling import sections
 from tfjax.scaling import table
 from tfjax.scaling import wording
+from tfjax.scaling.figures import canvas
+from tfjax.scaling.figures import law as figures_law
+from tfjax.scaling.figures import runs as figures_runs
 from tfjax.scaling.fit import default_holdout
 from tfjax.scaling.fit import fit as fit_law
 

@@ -11,11 +11,11 @@ from typing import Any, Sequence
 import numpy as np
 
 from tfjax.scaling import approaches
-from tfjax.scaling import canvas
 from tfjax.scaling import forms
 from tfjax.scaling import page
 from tfjax.scaling import result
 from tfjax.scaling import wording
+from tfjax.scaling.figures import canvas
 
 # Of a fit's conventions, what has a row of its own.
 _SAID_ELSEWHERE = ("notes", "minimised")

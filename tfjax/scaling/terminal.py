@@ -9,11 +9,11 @@ from rich import table as table_lib
 from rich import text as text_lib
 
 from tfjax.scaling import design as design_lib
-from tfjax.scaling import figures_runs
 from tfjax.scaling import published
 from tfjax.scaling import result
 from tfjax.scaling import sections
 from tfjax.scaling import wording
+from tfjax.scaling.figures import runs as figures_runs
 
 _MOST_PREDICTED = 12  # rows of predictions
 

@@ -20,7 +20,6 @@ import pandas as pd
 
 from tfjax import scaling
 from tfjax.scaling import envelope
-from tfjax.scaling import envelope
 from tfjax.scaling import forms
 from tfjax.scaling import laws
 from tfjax.scaling import published

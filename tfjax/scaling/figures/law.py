@@ -11,9 +11,9 @@ from matplotlib import axes as axes_lib
 import numpy as np
 import pandas as pd
 
-from tfjax.scaling import canvas
 from tfjax.scaling import result
 from tfjax.scaling import wording
+from tfjax.scaling.figures import canvas
 
 _BEYOND = 10.0  # a law of one axis is drawn to this many times the largest
 

@@ -6,9 +6,9 @@ import math
 from matplotlib import axes as axes_lib
 from matplotlib import patches
 
-from tfjax.scaling import canvas
 from tfjax.scaling import result
 from tfjax.scaling import wording
+from tfjax.scaling.figures import canvas
 
 _POINTS = 25
 

@@ -10,11 +10,11 @@ from matplotlib import patheffects
 import numpy as np
 import pandas as pd
 
-from tfjax.scaling import canvas
-from tfjax.scaling import figures_law
-from tfjax.scaling import figures_runs
 from tfjax.scaling import result
 from tfjax.scaling import wording
+from tfjax.scaling.figures import canvas
+from tfjax.scaling.figures import law as figures_law
+from tfjax.scaling.figures import runs as figures_runs
 
 _GRID = 90  # points of a surface, each way
 _CONTOURS = 13

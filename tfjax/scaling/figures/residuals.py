@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from tfjax.scaling import canvas
-from tfjax.scaling import figures_law
 from tfjax.scaling import result
 from tfjax.scaling import wording
+from tfjax.scaling.figures import canvas
+from tfjax.scaling.figures import law as figures_law
 
 _LEAST_FOR_TREND = 24
 _NORMAL_MAD = stats.norm.ppf(0.75)  # median |x| of a standard normal

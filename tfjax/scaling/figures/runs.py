@@ -9,11 +9,11 @@ from matplotlib import lines
 import numpy as np
 import pandas as pd
 
-from tfjax.scaling import canvas
 from tfjax.scaling import envelope as envelope_lib
 from tfjax.scaling import frontier
 from tfjax.scaling import result
 from tfjax.scaling import wording
+from tfjax.scaling.figures import canvas
 
 _BEYOND = 10.0  # the frontier is drawn to this many times the largest run
 _CURVE_POINTS = 120

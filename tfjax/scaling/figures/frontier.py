@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from tfjax.scaling import approaches as approaches_lib
-from tfjax.scaling import canvas
 from tfjax.scaling import frontier
 from tfjax.scaling import isoflop
 from tfjax.scaling import result
 from tfjax.scaling import wording
+from tfjax.scaling.figures import canvas
 
 _MOST_BUDGETS = 9  # more curves than this hide one another
 _STAR = dict(marker="*", markersize=11, markeredgecolor=canvas.INK,
