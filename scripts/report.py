@@ -8,11 +8,15 @@ with that script's defaults otherwise. Exits 2 where there is nothing to report.
 """
 
 import json
+import os
 import pathlib
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+# Fits are float64 on the host; an accelerator may be busy with training.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+# pylint: disable=wrong-import-position
 from absl import app
 from absl import flags
 

@@ -21,8 +21,10 @@ from tfjax.scaling import result
 from tfjax.scaling import table
 from tfjax.scaling.forms import FloatArray
 
-# Runs within this factor of the most compute are left out together.
+# Runs within this factor of the most compute are left out together, and at
+# least this share of all.
 _LARGEST = 1.25
+_LEAST_LEFT_OUT = 0.05
 _MOST_LEFT_OUT = 0.34  # of the rows
 _MOST_RIVALS = 3  # that resamples start from as well
 
@@ -227,7 +229,8 @@ def _leave_largest_out(made: result.Fit) -> tuple[result.HeldOut, ...]:
   spent = made.runs["flops"].to_numpy(np.float64)
   if not np.isfinite(spent).all():
     return ()
-  largest = spent >= spent.max() / _LARGEST
+  least = max(1, round(_LEAST_LEFT_OUT * len(spent)))
+  largest = spent >= min(spent.max() / _LARGEST, np.sort(spent)[-least])
   kept = made.runs[~largest].reset_index(drop=True)
   if (largest.mean() > _MOST_LEFT_OUT
       or len(kept) <= len(made.estimate.free)):

@@ -2,12 +2,13 @@
 """Fits, designs and reproductions as tables on a terminal."""
 
 import math
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
 from rich import console as console_lib
 from rich import table as table_lib
 from rich import text as text_lib
 
+from tfjax.scaling import approaches
 from tfjax.scaling import design as design_lib
 from tfjax.scaling import published
 from tfjax.scaling import result
@@ -100,13 +101,14 @@ class Display:
                 for text, same in cells.items()])
 
   def reproduction(self, rows: Sequence[published.Row]) -> None:
-    """Published numbers beside ours."""
-    self.table("", ["study", "quantity", "published", "ours", "within", ""],
-               [[row.study, row.quantity,
-                 "" if row.published is None else f"{row.published:.10g}",
-                 f"{row.ours:.10g}", _tolerance(row),
-                 {None: "", True: "yes", False: "NO"}[row.ok]]
-                for row in rows])
+    """Published numbers beside ours, a line each."""
+    for row in rows:
+      known = "-" if row.published is None else f"{row.published:.10g}"
+      verdict = {None: "", True: "ok", False: "MISSED"}[row.ok]
+      self._console.print(
+          f"{row.study:18} {row.quantity:56} {known:>14} {row.ours:>16.10g}  "
+          f"{_tolerance(row):16} {verdict}", markup=False, highlight=False,
+          soft_wrap=True)
     for study, note in dict.fromkeys(
         (row.study, row.note) for row in rows if row.note):
       self.line(f"{study}: {note}")
@@ -119,13 +121,15 @@ class Display:
       return
     what = wording.label(fit.law.target)
     rows = [[h.run, wording.count(h.params), wording.count(h.tokens),
-             f"{h.predicted:#.5g}", wording.between(h.interval, "{:#.5g}"),
+             f"{h.predicted:#.5g}",
+             *([wording.between(h.interval, "{:#.5g}")] if held else []),
              f"{h.measured:#.5g}", f"{h.relative_error:+.2%}"]
             for h in runs[-_MOST_PREDICTED:]]
     self.table(
         f"{'held-out runs' if held else 'fitted again without the most compute'}"
         f": {what}, worst error {wording.worst(runs)}",
-        ["run", "N", "D", "predicted", "interval", "measured", "error"], rows)
+        ["run", "N", "D", "predicted", *(["interval"] if held else []),
+         "measured", "error"], rows)
 
   def _optimal(self, fit: result.Fit) -> None:
     if not fit.has_intervals or not figures_runs.has_frontier(fit):
@@ -144,6 +148,29 @@ class Display:
           f"{r.loss:.3f} ({r.loss_low:.3f} to {r.loss_high:.3f})"]
          for r in rows.itertuples()])
     self.line(wording.cost(fit))
+    self._approaches(fit)
+
+  def _approaches(self, fit: result.Fit) -> None:
+    """The three frontiers at ten times the largest run, and the second's
+    bias."""
+    found = approaches.compare(fit, sections.optimal_budgets(fit)[-1])
+    def cell(row: Any, name: str, show: Callable[[float], str]) -> str:
+      low, high = getattr(row, f"{name}_low"), getattr(row, f"{name}_high")
+      return f"{show(getattr(row, name))} ({show(low)} to {show(high)})"
+    self.table(
+        "the frontier by three approaches, exponents of C, and at "
+        f"{wording.power(sections.optimal_budgets(fit)[-1])} FLOPs",
+        ["approach", "a of N*", "b of D*", "N*", "D*"],
+        [[f"{row.approach}, {row.method}",
+          cell(row, "exponent_params", "{:.3f}".format),
+          cell(row, "exponent_tokens", "{:.3f}".format),
+          cell(row, "params", wording.count),
+          cell(row, "tokens", wording.count)]
+         for row in found.table.itertuples()])
+    if found.bias is not None:
+      self.line(found.bias.text())
+    for name, why in found.missing.items():
+      self.line(f"no {'approach ' if name.isdigit() else ''}{name}: {why}")
 
 
 def _profile(fit: result.Fit, name: str) -> str:
