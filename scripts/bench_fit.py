@@ -46,8 +46,8 @@ def table() -> pd.DataFrame:
         "params": params, "tokens": frame["Training FLOP"] / (6 * params),
         "loss": frame["loss"]}).reset_index(drop=True)
   rng = np.random.default_rng(0)
-  params, flops = np.exp(rng.uniform(np.log([4e7, 6e18]), np.log([1.5e10, 3e21]),
-                                     size=(240, 2))).T
+  params, flops = np.exp(rng.uniform(
+      np.log([4e7, 6e18]), np.log([1.5e10, 3e21]), size=(240, 2))).T
   tokens = flops / (6 * params)
   loss = 1.817 + 477.8 / params**0.3473 + 2143.4 / tokens**0.3672
   return pd.DataFrame({"params": params, "tokens": tokens, "loss":
@@ -75,8 +75,8 @@ def main(rounds: int) -> dict[str, Any]:
     print(f"{name:6} " + ", ".join(f"{k} {v:.6g}" for k, v in values.items()))
   ours, theirs = figures["tfjax"], figures["scipy"]
   both = ours["fit_s"] + ours["bootstrap_s"]
-  print(f"4500 starts and {_BOOTSTRAP} resamples: {both:.2f} s with compilation;"
-        f" scipy takes {(theirs['fit_s'] + theirs['bootstrap_s']) / both:.1f} "
+  print(f"4500 starts and {_BOOTSTRAP} resamples: {both:.2f} s with "
+        f"compilation; scipy takes {(theirs['fit_s'] + theirs['bootstrap_s']) / both:.1f} "
         "times as long")
   if "vpnls" in figures:
     ratio = figures["vpnls"]["grid_s"] / ours["grid_s"]

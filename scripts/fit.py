@@ -12,8 +12,8 @@ writes fit.json into the run directory, or beside the table as TABLE.fit.json;
 a table's figures and report go to --report. --suggest plans the runs that would
 tell most for so many FLOPs; with --config they are runs that the experiment can
 make, and are written as suggested.json, which scripts/sweep.py takes as
---overrides. Exits 0 also where the runs do not determine the law, 2 where there is
-nothing to fit, and 1 where --reproduce misses a published number.
+--overrides. Exits 0 also where the runs do not determine the law, 2 where there
+is nothing to fit, and 1 where --reproduce misses a published number.
 """
 
 import json
@@ -76,7 +76,8 @@ _GROUP = flags.DEFINE_string(
 _FIXED = flags.DEFINE_list("fixed", [], "PARAMETER=VALUE that are not fitted")
 _HOLDOUT = flags.DEFINE_integer(
     "holdout", None, "runs with the most FLOPs to predict instead of fit; "
-    "unset: about 15% of a run directory's, none of a table's or with --suggest",
+    "unset: about 15% of a run directory's, none of a table's nor with "
+    "--suggest",
     lower_bound=0)
 _BOOTSTRAP = flags.DEFINE_integer(
     "bootstrap", 1000, "resamples of the runs; 0: no intervals", lower_bound=0)
@@ -107,14 +108,28 @@ def main(arguments: list[str]) -> int:
     return _reproduce()
   if (_WORKDIR.value is None) == (_TABLE.value is None):
     return _refuse("give --workdir or --table (or --reproduce), and one only")
+  for flag, partner in (("config", _SUGGEST), ("at", _SUGGEST),
+                        ("report", _TABLE)):
+    if flags.FLAGS[flag].value is not None and partner.value is None:
+      return _refuse(f"--{flag} means something with --{partner.name} only")
   display = terminal.Display()
   try:
     frame, path = _read()
     fit = scaling.fit(frame, _LAW.value, **_options(frame))
-    planned, placed = _suggest(fit, frame) if _SUGGEST.value else (None, None)
+    planned, placed = _suggest(fit, frame) if (
+        _SUGGEST.value is not None) else (None, None)
   except (FileNotFoundError, ValueError) as error:
     return _refuse(str(error))
   display.fit(fit)
+  try:
+    return _record(display, fit, path, planned, placed)
+  except OSError as error:
+    print(f"fitted, but not written: {error}", file=sys.stderr)
+    return 2
+
+
+def _record(display: terminal.Display, fit: result.Fit, path: pathlib.Path,
+            planned: design.Design | None, placed: list[Any] | None) -> int:
   _write(path, fit.to_dict())
   display.line(f"written to {path}")
   if planned is not None:
@@ -126,8 +141,8 @@ def main(arguments: list[str]) -> int:
     display.line(f"to run them: scripts/sweep.py --config={_CONFIG.value} "
                  f"--overrides={overrides} --workdir={path.parent}")
   if _TABLE.value and _REPORT.value:
-    page = report.write_fit(fit, _REPORT.value,
-                            f"Scaling report: {pathlib.Path(_TABLE.value).name}")
+    page = report.write_fit(
+        fit, _REPORT.value, f"Scaling report: {pathlib.Path(_TABLE.value).name}")
     display.line(f"report: {page}")
   return 0
 
@@ -147,7 +162,8 @@ def _read() -> tuple[pd.DataFrame, pathlib.Path]:
 def _options(frame: pd.DataFrame) -> dict[str, Any]:
   holdout = _HOLDOUT.value
   if holdout is None:
-    holdout = 0 if _TABLE.value or _SUGGEST.value else scaling.default_holdout(frame, _LAW.value)
+    holdout = (0 if _TABLE.value or _SUGGEST.value
+               else scaling.default_holdout(frame, _LAW.value))
   return dict(
       params=_PARAMS.value, tokens=_TOKENS.value, flops=_FLOPS.value,
       columns=_pairs("columns", _COLUMNS.value), objective=_OBJECTIVE.value,
@@ -170,6 +186,11 @@ def _suggest(fit: result.Fit, frame: pd.DataFrame
   config = module.get_config()
   known = sweep.sizes(config, module.get_sweep(config))
   count = fit.conventions["params"]
+  if count not in known[0].params:
+    raise ValueError(
+        f"with --config, N must be a column that says which parameters of the "
+        f"experiment are counted, so --params one of "
+        f"{', '.join(known[0].params)}, not {count!r}")
   offered = design.candidates(
       fit, _LARGEST * _SUGGEST.value, params=[s.params[count] for s in known],
       flops_per_token=[s.flops_per_token for s in known],
@@ -213,9 +234,11 @@ def _reproduce() -> int:
     display.reproduction(made)
     rows += made
   compared = [row for row in rows if row.ok is not None]
-  display.line(f"{sum(row.ok for row in compared)} of {len(compared)} published "
-               "numbers reproduced")
-  return 0 if all(row.ok for row in compared) else 1
+  met = sum(row.ok for row in compared)
+  display.line(f"{met} of {len(compared)} published numbers reproduced")
+  if not compared:
+    return _refuse(f"no study's data are in {_DATA.value}")
+  return 0 if met == len(compared) else 1
 
 
 def _refuse(problem: str) -> int:

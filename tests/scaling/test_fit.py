@@ -207,7 +207,8 @@ def two_basins(x, y):
 
 
 def test_a_second_optimum_as_good_is_reported():
-  fit = two_basins(np.geomspace(1, 100, 12), 1.25 + 1e-3 * (-1.0)**np.arange(12))
+  fit = two_basins(np.geomspace(1, 100, 12),
+                   1.25 + 1e-3 * (-1.0)**np.arange(12))
   root = math.sqrt(1 + 0.5)  # (t^2 - 1)^2 is 0.25 at t^2 of 1.5 or 0.5
   assert fit.status == "multiple_optima" and "another optimum" in fit.reason
   found = sorted([fit.coefficients["t"], *(

@@ -201,8 +201,11 @@ def test_gemstones_published_optima_and_approach_1():
 @pytest.mark.slow
 def test_gemstones_refits():
   directory = tables("gemstones")
-  rows = gemstones._refitted(directory, list(gemstones.optima(directory)))
-  assert len(rows) == 7 * 3 + 19
+  # Two of the smaller tables: scripts/fit.py --reproduce fits all.
+  chosen = [o for o in gemstones.optima(directory) if o.name in (
+      "chinchilla, slim_chinchilla", "chinchilla, hot")]
+  rows = gemstones._refitted(directory, chosen)
+  assert len(rows) == 2 * 3 + 2
   assert_all_ok(rows)
 
 

@@ -127,6 +127,8 @@ def suggest(
   """
   _check(flops=flops, largest=largest, most_runs=most_runs, seeds=seeds,
          draws=draws, noise=noise)
+  if at is not None and not isinstance(at, Mapping):
+    frontier.positive("at", at)
   beliefs = beliefs_lib.Beliefs(fit, noise)
   offered = _priced(
       _default(beliefs, largest * flops) if candidates is None else candidates,

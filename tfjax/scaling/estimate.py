@@ -71,7 +71,9 @@ class Estimate:
     self.weights = rows["weight"].to_numpy(np.float64)
     self.axes = {a: rows[a].to_numpy(np.float64) for a in law.axes}
     target = rows[law.target].to_numpy(np.float64)
-    self.unit = float(target.min()) if law.terms else 1.0
+    # Residuals that are not of logarithms may be of targets of any sign.
+    least = target.min() if target.min() > 0 else np.abs(target).max()
+    self.unit = float(least) if law.terms else 1.0
     self.target = target / self.unit
     self.centre = {a: float(np.log(v).mean()) if law.terms else 0.0
                    for a, v in self.axes.items()}
@@ -79,8 +81,10 @@ class Estimate:
                    for a, v in self.axes.items()}
     # Linear residuals are in units of the target.
     self.scale = 1.0 if self.log else self.unit
-    self.delta = {"huber": delta, "squares": np.inf,
-                  "absolute": _ABSOLUTE_DELTA}[objective] / self.scale
+    # What is a small residual depends on the target's size, but of logarithms.
+    self._typical = 1.0 if self.log else float(np.median(np.abs(self.target)))
+    self.delta = {"huber": delta / self.scale, "squares": np.inf,
+                  "absolute": _ABSOLUTE_DELTA * self._typical}[objective]
     self.fixed = {law.parameters.index(name): value
                   for name, value in fixed.items()}
     self._starts = starts
@@ -180,7 +184,7 @@ class Estimate:
   def deltas(self) -> list[float]:
     """Ever narrower, to this estimate's own: one solves from the last."""
     deltas = [self.delta]
-    while deltas[0] * 10 <= _SMOOTH_DELTA * 1.001:
+    while deltas[0] * 10 <= _SMOOTH_DELTA * self._typical * 1.001:
       deltas.insert(0, deltas[0] * 10)
     return deltas
 

@@ -7,6 +7,7 @@ function.
 """
 
 import dataclasses
+import numbers
 from typing import Any, Mapping, Sequence
 
 import numpy as np
@@ -91,6 +92,7 @@ def fit(
   known_law = laws.get(law)
   space = space or known_law.space
   fixed = dict(fixed or {})
+  starts = starts and {k: np.atleast_1d(v) for k, v in starts.items()}
   _check_arguments(known_law, objective, delta, space, fixed, starts, holdout,
                    bootstrap, level)
   named = {"params": params, "tokens": tokens, "flops": flops,
@@ -116,7 +118,7 @@ def fit(
       space=space, weights=weights, stderr=stderr, fixed=fixed,
       starts={k: [float(v) for v in values]
               for k, values in starts.items()} if starts else None,
-      holdout=holdout, bootstrap=bootstrap, group=group, level=level,
+      holdout=holdout, bootstrap=len(counts), group=group, level=level,
       seed=seed)
   made = result.Fit(
       law=known_law, coefficients=_named(known_law, natural),
@@ -171,7 +173,16 @@ def _check_arguments(
   _check(len(fixed) < len(law.parameters), "fixed", list(fixed),
          "fewer than all parameters")
   for name, value in fixed.items():
-    _check(np.isfinite(value), f"fixed {name}", value, "finite")
+    _check(isinstance(value, numbers.Real) and np.isfinite(value),
+           f"fixed {name}", value, "a finite number")
+  scales = {p.name for p in law.free if p.log}
+  for name in scales & set(fixed):
+    _check(fixed[name] > 0, f"fixed {name}", fixed[name], "positive")
+  for name, values in (starts or {}).items():
+    values = np.atleast_1d(np.asarray(values, np.float64))
+    _check(values.size > 0 and np.isfinite(values).all() and (
+        name not in scales or (values > 0).all()), f"starts of {name}",
+           values.tolist(), "numbers that it can have, at least one")
   for term in law.terms:
     free = [e for e in term.exponents.values() if e not in fixed]
     if term.coefficient in fixed and free:
@@ -197,7 +208,9 @@ def _counts(rows: pd.DataFrame, resamples: np.ndarray,
             length: int) -> FloatArray:
   """The same of positions in the table that the caller drew."""
   resamples = np.asarray(resamples)
-  if resamples.ndim != 2 or resamples.min() < 0 or resamples.max() >= length:
+  if (resamples.ndim != 2 or not resamples.size
+      or not np.issubdtype(resamples.dtype, np.integer)
+      or resamples.min() < 0 or resamples.max() >= length):
     raise ValueError("resamples must be [count, rows] positions in a table of "
                      f"{length} rows")
   drawn = np.stack([np.bincount(r, minlength=length) for r in resamples])
@@ -253,8 +266,9 @@ def _predicted(made: result.Fit, row: Mapping[str, Any],
     between = (float(low), float(high))
   measured = row[made.law.target]
   return result.HeldOut(
-      row["run"], axes, row.get("params"), row.get("tokens"), row["flops"], measured,
-      predicted, between, predicted / measured - 1)
+      row["run"], axes, row.get("params"), row.get("tokens"), row["flops"],
+      measured, predicted, between,
+      predicted / measured - 1 if measured else np.nan)
 
 
 def _named(law: forms.Law, natural: FloatArray) -> dict[str, float]:

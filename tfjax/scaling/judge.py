@@ -113,11 +113,13 @@ def _structural(estimate: estimate_lib.Estimate) -> dict[str, set[str]]:
 def _narrow(estimate: estimate_lib.Estimate) -> dict[str, str]:
   """Exponents whose axes all span less than a decade -> what they span."""
   law, found = estimate.law, {}
-  spans = {axis: v.max() / v.min() for axis, v in estimate.axes.items()}
+  # A loss never spans a decade: there the intervals alone decide.
+  spans = {axis: np.inf if axis == "loss" else v.max() / v.min()
+           for axis, v in estimate.axes.items()}
   for name in set(law.exponents) & set(estimate.free) if law.terms else ():
     own = [axis for axis in law.axes if name in law.touched_by(axis)]
     widest = max(own, key=spans.get)
-    if spans[widest] < LEAST_SPAN * (1 - 1e-9):
+    if spans[widest] < 0.99 * LEAST_SPAN:
       found[name] = (f"{_LETTERS.get(widest, widest)} spans a factor of "
                      f"{spans[widest]:.3g}; {name} needs at least "
                      f"{LEAST_SPAN:g}")

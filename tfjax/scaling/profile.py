@@ -12,6 +12,7 @@ from tfjax.scaling import estimate as estimate_lib
 from tfjax.scaling.forms import FloatArray
 
 _REACH = 4.0  # profiles span the estimate over and times this
+_ERRORS = 3.0  # times the usual interval, where ratios mean nothing
 _POINTS = 25  # of a first look, and in all of the second
 _ITERATIONS = 96  # far from the estimate a profile is only a bound
 
@@ -61,10 +62,18 @@ def curve(estimate: estimate_lib.Estimate, theta: FloatArray, name: str,
           deviance(estimate, theta, objective - lowest))
 
 
-def grid(value: float, points: int = _POINTS) -> FloatArray:
-  """Values about an estimate, evenly in ratio, over and times a reach."""
-  ratios = _REACH ** np.linspace(-1, 1, points)
-  return value + abs(value) * (ratios - 1)
+def grid(estimate: estimate_lib.Estimate, theta: FloatArray, name: str,
+         level: float, points: int = _POINTS) -> FloatArray:
+  """Values about an estimate, evenly in ratio, over and times a reach; where
+  zero and less are allowed too, evenly over some standard errors."""
+  at = estimate.law.parameters.index(name)
+  value = float(estimate.natural(theta)[at])
+  if estimate.natural(estimate.low)[at] > 0:
+    return value * _REACH ** np.linspace(-1, 1, points)
+  error = _standard_error(estimate, theta, at)
+  reach = max(_ERRORS * np.sqrt(limit(estimate, level)) * error,
+              0.75 * abs(value), 1e-9) if np.isfinite(error) else abs(value)
+  return value + reach * np.linspace(-1, 1, points)
 
 
 def deviance(estimate: estimate_lib.Estimate, theta: FloatArray,
@@ -104,7 +113,8 @@ def interval(estimate: estimate_lib.Estimate, theta: FloatArray, name: str,
   reach of the profile, or outside the bounds."""
   at = estimate.law.parameters.index(name)
   centre = float(estimate.natural(theta)[at])
-  bar, values = limit(estimate, level), grid(centre)
+  bar = limit(estimate, level)
+  values = grid(estimate, theta, name, level)
   for _ in range(2):  # the second time between the ends of the first
     natural, _, height = curve(estimate, theta, name, values)
     ends = [_crossing(natural[:, at], height, centre, bar, side)
@@ -118,6 +128,27 @@ def interval(estimate: estimate_lib.Estimate, theta: FloatArray, name: str,
 
 
 # --- Details -----------------------------------------------------------------
+
+
+def _standard_error(estimate: estimate_lib.Estimate, theta: FloatArray,
+                    at: int) -> float:
+  """Of one parameter, by the law's slopes: how far a profile has to look."""
+  natural = estimate.natural(theta)
+  slopes = estimate.law.gradient(natural, estimate.axes)
+  if estimate.log:
+    slopes = slopes / estimate.law.predict(natural, estimate.axes)
+  free = [estimate.law.parameters.index(name) for name in estimate.free]
+  spare = len(estimate.target) - len(free)
+  if spare < 1:
+    return np.inf
+  weights = estimate.weights / estimate.weights.mean()
+  variance = np.sum(weights * estimate.residuals(theta)**2) / spare
+  slopes = slopes[free]
+  size = np.sqrt(np.mean(slopes**2, axis=1)) + 1e-300
+  slopes = slopes / size[:, None]
+  inverse = np.linalg.pinv((slopes * weights) @ slopes.T)
+  k = free.index(at)
+  return float(np.sqrt(variance * max(inverse[k, k], 0.0)) / size[k])
 
 
 def _smooth(estimate: estimate_lib.Estimate) -> float:

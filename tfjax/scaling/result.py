@@ -33,7 +33,7 @@ class HeldOut:
   predicted: float
   # Of one measurement: surface and residuals. None where undetermined.
   interval: tuple[float, float] | None
-  relative_error: float  # predicted / measured - 1
+  relative_error: float  # predicted / measured - 1; NaN where measured is 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +84,11 @@ class Fit:
   @property
   def derived(self) -> dict[str, float]:
     """What follows from the coefficients, by name (Kaplan's N_c, say)."""
-    return {name: float(follows(self.coefficients))
-            for name, follows in self.law.derived.items()}
+    # As NumPy's, whose powers overflow to inf; Python's raise.
+    values = {k: np.float64(v) for k, v in self.coefficients.items()}
+    with np.errstate(over="ignore", divide="ignore"):
+      return {name: float(follows(values))
+              for name, follows in self.law.derived.items()}
 
   def predict(self, *inputs: Any, **axes: Any) -> FloatArray:
     """The target (for most laws loss, nats a token) on the fitted surface.
@@ -135,7 +138,8 @@ class Fit:
     Raises:
       ValueError: a coefficient whose exponent is free has no profile.
     """
-    values = profile_lib.grid(self.coefficients[name], points)
+    values = profile_lib.grid(self.estimate, self.theta, name, self.level,
+                              points) if name in self.estimate.boxed else ()
     low, high = self.profile_intervals.get(name, (None, None))
     if low is not None and high is not None:  # A little wider than that.
       values = np.linspace(low - 0.5 * (high - low), high + 0.5 * (high - low),
@@ -177,8 +181,9 @@ class Fit:
     return rows
 
   def to_dict(self) -> dict[str, Any]:
-    """The frozen record for fit.json: plain values, no samples."""
-    return {
+    """The frozen record for fit.json: plain values, no samples; None where a
+    number is unknown or infinite, which JSON has no word for."""
+    return _plain({
         "law": self.law.name, "form": self.law.form, "source": self.law.source,
         "status": self.status, "reason": self.reason,
         "coefficients": self.coefficients, "derived": self.derived,
@@ -196,7 +201,7 @@ class Fit:
         "versions": {"python": platform.python_version(),
                      "numpy": np.__version__, "pandas": pd.__version__,
                      "jax": jax.__version__},
-    }
+    })
 
   @property
   def _can_say(self) -> bool:
@@ -219,3 +224,13 @@ class Fit:
                       f"{', '.join(self.law.axes)}; got {len(inputs)} by place"
                       + "".join(f", {name}" for name in named))
     return {k: np.asarray(v, dtype=np.float64) for k, v in axes.items()}
+
+
+def _plain(value: Any) -> Any:
+  """Without NaN, infinities, and NumPy's numbers."""
+  if isinstance(value, dict):
+    return {key: _plain(inner) for key, inner in value.items()}
+  if isinstance(value, list | tuple):
+    return [_plain(inner) for inner in value]
+  value = value.item() if isinstance(value, np.generic) else value
+  return None if isinstance(value, float) and not np.isfinite(value) else value

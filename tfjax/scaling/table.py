@@ -106,7 +106,7 @@ def prepare(
   values.insert(1, "row", np.arange(len(frame)))
   values["weight"] = _weights(frame, values[law.target].to_numpy(), weights,
                               stderr, space)
-  values["group"] = (values["run"] if group is None
+  values["group"] = (_runs(frame, values) if group is None
                      else frame[columns_lib.find(frame, group)].to_numpy())
   reasons = _reasons(frame, law, read, values, weights or stderr, space)
   kept = values[reasons == ""]
@@ -255,6 +255,16 @@ def _repetitions(frame: pd.DataFrame, values: pd.DataFrame, law: forms.Law
   yield count > 1, lambda place: (
       f"contradicts another row of the same run in its {law.target}")
   yield where.duplicated().to_numpy(), lambda place: "repeats another row"
+
+
+def _runs(frame: pd.DataFrame, values: pd.DataFrame) -> np.ndarray:
+  """What is a run of its own: a name, or where there is none the row, also
+  where tables that were put together repeat the labels of an index."""
+  if frame.index.is_unique:
+    return values["run"].to_numpy()
+  named = (frame["run_id"].notna().to_numpy() if "run_id" in frame
+           else np.zeros(len(frame), bool))
+  return np.where(named, values["run"], [f"row {k}" for k in values["row"]])
 
 
 def _scatter(bad: np.ndarray, good: np.ndarray, count: int) -> np.ndarray:

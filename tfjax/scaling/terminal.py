@@ -126,8 +126,8 @@ class Display:
              f"{h.measured:#.5g}", f"{h.relative_error:+.2%}"]
             for h in runs[-_MOST_PREDICTED:]]
     self.table(
-        f"{'held-out runs' if held else 'fitted again without the most compute'}"
-        f": {what}, worst error {wording.worst(runs)}",
+        ("held-out runs" if held else "fitted again without the most compute")
+        + f": {what}, worst error {wording.worst(runs)}",
         ["run", "N", "D", "predicted", *(["interval"] if held else []),
          "measured", "error"], rows)
 

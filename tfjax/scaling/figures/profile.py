@@ -34,8 +34,8 @@ def profiles(fit: result.Fit) -> canvas.Picture | None:
   text = (
       "How much worse the fit becomes as one parameter is held at a value and "
       "the others are fitted again; at the dashed line, "
-      f"{threshold:.2f}, the {fit.level:.0%} interval ends (the F distribution's "
-      "quantile). A narrow valley is a parameter that the runs "
+      f"{threshold:.2f}, the {fit.level:.0%} interval ends (the F "
+      "distribution's quantile). A narrow valley is a parameter that the runs "
       "determine; a flat one, a parameter that others can make up for.")
   others = [name for name in fit.law.parameters if name not in names
             and name not in fit.settings["fixed"]]

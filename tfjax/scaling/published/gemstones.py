@@ -38,8 +38,8 @@ APPROACH_1 = {"": "hot_477", "_100b+": "hot_100b+_477",
 # few rows (24 and 23) or one width (alpha of 5.0, from models of 512).
 _REFITTED = ("cool_begin", "cool_end", "hot", "hot_100b+", "hot_120b+_only",
              "lr_ablation_hot", "slim_chinchilla")
-# Laws of width and depth take minutes on these, and are evaluated only.
-_LARGE = ("hot_100b+", "hot_120b+_only")
+# Below this a published irreducible loss is none.
+_NO_LOSS = 1e-6
 _DIRECTORIES = {1e-3: "parameters_delta-3", 1e-4: "parameters_delta-4"}
 _PRINTED = 1e-10  # what published objectives are rounded to
 
@@ -142,12 +142,11 @@ def _refitted(directory: pathlib.Path,
   published optima had not settled, so an objective no worse than theirs."""
   rows = []
   for o in known:
-    loose, shaped = o.delta == 1e-3, o.law.name != "chinchilla"
-    if loose and (shaped or not o.embeddings or o.subset not in _REFITTED):
+    loose = o.delta == 1e-3
+    if loose and (o.law.name != "chinchilla" or not o.embeddings
+                  or o.subset not in _REFITTED):
       continue
-    if shaped and o.subset in _LARGE:
-      continue
-    fit = scaling.fit(load(directory, o.subset, o.embeddings), o.law,
+    fit = scaling.fit(load(directory, o.subset, o.embeddings), _seen(o),
                       delta=o.delta, bootstrap=0)
     what = f"delta {o.delta:g}, {o.name}"
     rows.append(published.Row(STUDY, f"{what}, objective", o.objective,
@@ -158,6 +157,16 @@ def _refitted(directory: pathlib.Path,
           STUDY, what, {name: target[name] for name in o.law.exponents},
           fit.coefficients, 1e-3, relative=False)
   return rows
+
+
+def _seen(optimum: Optimum) -> forms.Law:
+  """The optimum's law, without its constant where that is nought: a fit holds
+  an irreducible loss above a thousandth of the smallest loss."""
+  terms = tuple(
+      term for term, size in zip(optimum.law.terms, optimum.natural)
+      if term.exponents or size > _NO_LOSS)
+  return (optimum.law if terms == optimum.law.terms
+          else dataclasses.replace(optimum.law, terms=terms))
 
 
 def _approach_1(directory: pathlib.Path) -> list[published.Row]:
