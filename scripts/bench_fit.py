@@ -135,8 +135,10 @@ def _scipy(frame: pd.DataFrame) -> dict[str, float]:
     return float(np.sum(inside * (np.abs(residual) - inside / 2))), gradient
 
   def solve(theta: np.ndarray, data: np.ndarray) -> Any:
-    return optimize.minimize(value, theta, (data,), "L-BFGS-B", jac=True,
-                             options={"maxiter": 1000})
+    # At its own tolerances it stops where it starts: the objective is tiny.
+    return optimize.minimize(
+        value, theta, (data,), "L-BFGS-B", jac=True,
+        options={"maxiter": 5000, "maxfun": 20000, "ftol": 0, "gtol": 1e-9})
 
   start = time.perf_counter()
   grid = itertools.product(*(np.log(v) if k in "EAB" else v

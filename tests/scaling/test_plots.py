@@ -290,8 +290,8 @@ def test_a_report_of_a_table_from_elsewhere(tmp_path):
   assert "Elsewhere &lt;b&gt;" in text and "<b>Elsewhere" not in text
   (row,) = fit.excluded
   assert f"<tr><td>row 3</td><td>{row.reason}</td></tr>" in text
-  worst = max(abs(h.relative_error) for h in fit.extrapolation)
-  assert f"to within {worst:.2%}" in text
+  worst = max((h.relative_error for h in fit.extrapolation), key=abs)
+  assert f"errors of at most {worst:+.2%}" in text
   assert fit.conventions["minimised"] in text
   assert "By three approaches" in text and "nown bias of approach 2" in text
 

@@ -60,11 +60,11 @@ def status_words(fit: result.Fit) -> str:
 
 
 def held_out_words(fit: result.Fit) -> str:
-  worst = max(abs(h.relative_error) for h in fit.holdout)
   count = len(fit.holdout)
   return (f"The {f'{count} runs' if count > 1 else 'run'} with the most "
           f"compute took no part in the fit; it predicts their "
-          f"{_target(fit)} to within {worst:.2%}.")
+          f"{_target(fit)} with errors of at most "
+          f"{wording.worst(fit.holdout)}.")
 
 
 def unseen(fit: result.Fit) -> str:
@@ -80,13 +80,13 @@ def unseen(fit: result.Fit) -> str:
         "those of the most compute, or their compute is unknown: nothing here "
         "tests it.")
   count = len(fit.extrapolation)
-  worst = max(abs(h.relative_error) for h in fit.extrapolation)
   least = min(h.flops for h in fit.extrapolation)
   return head + page.paragraph(
       f"No run was held out. Fitted again without the "
       f"{f'{count} runs' if count > 1 else 'run'} of the most compute "
       f"({wording.power(least)} FLOPs and more), the law predicts "
-      f"{'them' if count > 1 else 'it'} to within {worst:.2%}."
+      f"{'them' if count > 1 else 'it'} with errors of at most "
+      f"{wording.worst(fit.extrapolation)}."
       ) + _predictions(fit, fit.extrapolation)
 
 
@@ -250,7 +250,7 @@ def _predictions(fit: result.Fit, runs: Sequence[result.HeldOut]) -> str:
            *((wording.count(h.params), wording.count(h.tokens)) * sizes),
            wording.power(h.flops), wording.decimal(h.predicted),
            *((wording.between(h.interval, "{:.4f}"),) * bands),
-           wording.decimal(h.measured), f"{h.relative_error:+.2%}"]
+           wording.decimal(h.measured), wording.error(h.relative_error)]
           for h in runs]
   return page.table(
       ["run", *(("N", "D") * sizes), "FLOPs", "predicted",

@@ -123,7 +123,7 @@ class Display:
     rows = [[h.run, wording.count(h.params), wording.count(h.tokens),
              f"{h.predicted:#.5g}",
              *([wording.between(h.interval, "{:#.5g}")] if held else []),
-             f"{h.measured:#.5g}", f"{h.relative_error:+.2%}"]
+             f"{h.measured:#.5g}", wording.error(h.relative_error)]
             for h in runs[-_MOST_PREDICTED:]]
     self.table(
         ("held-out runs" if held else "fitted again without the most compute")

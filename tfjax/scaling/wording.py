@@ -140,7 +140,13 @@ def parameter(fit: result.Fit, name: str) -> str:
 
 def worst(runs: Sequence[result.HeldOut]) -> str:
   """The largest relative error of predicted runs, with its sign."""
-  return f"{max((h.relative_error for h in runs), key=abs):+.2%}"
+  errors = [h.relative_error for h in runs if known(h.relative_error)]
+  return error(max(errors, key=abs, default=None))
+
+
+def error(value: float | None) -> str:
+  """+1.17%: a relative error."""
+  return f"{value:+.2%}" if known(value) else UNKNOWN
 
 
 def cost(fit: result.Fit) -> str:
