@@ -547,6 +547,19 @@ def test_script_fits_a_table_from_elsewhere(truth, tmp_path):
   assert done.returncode == 2 and "one only" in done.stderr
 
 
+def test_script_and_report_say_a_note_once(truth, tmp_path):
+  path = tmp_path / "both.csv"
+  made_up(truth, noise=0.003).assign(
+      params_total=lambda f: 2 * f["params"]).to_csv(path, index=False)
+  done = run_script(f"--table={path}", "--bootstrap=0",
+                    f"--report={tmp_path / 'page'}")
+  assert done.returncode == 0, done.stderr
+  note = "params is params_total; the table also has params"
+  assert done.stdout.count("note: ") == 1 and f"note: {note}" in done.stdout
+  page = (tmp_path / "page" / "report.html").read_text("utf-8")
+  assert page.count("<td>note</td>") == 1 and note in page
+
+
 def test_predictions_are_finite_and_shaped(truth):
   fit = scaling.fit(made_up(truth, noise=0.003), bootstrap=100)
   params, tokens = np.geomspace(1e4, 1e9, 7), np.full(7, 1e6)

@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sizes are those of real configs, and wished-for runs become cells of them."""
 
-import pathlib
 
 import ml_collections
 import pytest
 
-from tfjax import config as config_lib
 from tfjax import sweep
 
 RATES = {"3k": 0.02, "6k": 0.01, "14k": 0.005}
@@ -14,18 +12,6 @@ CELLS = [{"model.size": size, "optimizer.learning_rate": rate,
           "duration.tokens": tokens, "seed": seed}
          for size, rate in reversed(RATES.items())
          for tokens in (2_000, 4_000) for seed in (0, 1)]
-
-
-@pytest.fixture(name="base")
-def base_fixture(tmp_path: pathlib.Path) -> ml_collections.ConfigDict:
-  config = config_lib.default()
-  config_lib.override(config, {
-      "data.corpus": "synthetic", "data.synthetic.num_bytes": 20_000,
-      "data.synthetic.document_bytes": 1_000, "data.tokenizer.kind": "byte",
-      "data.cache_dir": str(tmp_path / "cache"), "model.size": "3k",
-      "model.context_length": 32, "train.batch_size": 4,
-      "duration.steps": 10})
-  return config
 
 
 def test_sizes_are_the_distinct_models_of_a_sweep(

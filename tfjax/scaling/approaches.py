@@ -76,11 +76,13 @@ class Comparison:
           f"approach {row.approach} ({row.method}) at "
           f"{wording.power(row.flops)} FLOPs: {', '.join(said)}, loss "
           f"{wording.decimal(row.loss)}")
-    if self.bias is not None:
-      lines.append(self.bias.text())
-    lines += [f"no {'approach ' if name.isdigit() else ''}{name}: {why}"
-              for name, why in self.missing.items()]
-    return "\n".join(lines)
+    return "\n".join([*lines, *self.caveats()])
+
+  def caveats(self) -> list[str]:
+    """The bias of approach 2, and what is missing and why."""
+    bias = [self.bias.text()] if self.bias is not None else []
+    return bias + [f"no {'approach ' if name.isdigit() else ''}{name}: {why}"
+                   for name, why in self.missing.items()]
 
 
 def compare(

@@ -15,6 +15,7 @@ from typing import Mapping
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+from scipy import special
 
 from tfjax.scaling import forms
 from tfjax.scaling import solver
@@ -189,8 +190,8 @@ class Estimate:
     return deltas
 
   def solve(self, start: FloatArray, weights: FloatArray, delta: float,
-             bounds: tuple[FloatArray, FloatArray] | None = None,
-             iterations: int = _ITERATIONS) -> solver.Solution:
+            bounds: tuple[FloatArray, FloatArray] | None = None,
+            iterations: int = _ITERATIONS) -> solver.Solution:
     """Minimises within the bounds; the objective in units of the target."""
     return solver.minimise(
         _form(self.law), self.log, self.inputs, self.target, weights, start,
@@ -211,9 +212,8 @@ class Estimate:
       return float(np.sum(self.weights * np.abs(residual)))
     if self.objective == "squares":
       return float(np.sum(self.weights * residual**2))
-    size = np.abs(residual)
-    inside = np.minimum(size, self.delta * self.scale)
-    return float(np.sum(self.weights * inside * (size - inside / 2)))
+    return float(np.sum(self.weights * special.huber(
+        self.delta * self.scale, residual)))
 
   def at_bound(self, theta: FloatArray) -> dict[str, str]:
     """Free parameters at an end of their range, and which end."""

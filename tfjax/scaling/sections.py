@@ -6,7 +6,7 @@ The page as a whole is put together in `report`.
 """
 
 import html
-from typing import Any, Sequence
+from typing import Sequence
 
 import numpy as np
 
@@ -23,10 +23,7 @@ _SAID_ELSEWHERE = ("notes", "minimised")
 
 def fitted_law(fit: result.Fit, entropy_rate: float | None = None) -> str:
   """The law with its numbers, how far to trust it, and its parameters."""
-  rows = [[name, wording.parameter(fit, name), _profile(fit, name)]
-          for name in fit.law.parameters]
-  rows += [[name, wording.number(value), "follows from the others"]
-           for name, value in fit.derived.items()]
+  rows = parameter_rows(fit)
   if entropy_rate is not None:
     rows.append(["entropy rate of the source", f"{entropy_rate:.4f} nats a "
                  "token, known", "what E should be"])
@@ -36,6 +33,15 @@ def fitted_law(fit: result.Fit, entropy_rate: float | None = None) -> str:
                         "profile likelihood"], rows, "left"))
   return (page.heading("The fitted law") + page.card(body) + _optima(fit)
           + unseen(fit))
+
+
+def parameter_rows(fit: result.Fit) -> list[list[str]]:
+  """Name, estimate and profile interval of each parameter, and of what
+  follows from them."""
+  rows = [[name, wording.parameter(fit, name), _profile(fit, name)]
+          for name in fit.law.parameters]
+  return rows + [[name, wording.number(value), "follows from the others"]
+                 for name, value in fit.derived.items()]
 
 
 def no_fit(problem: str) -> str:
@@ -112,9 +118,7 @@ def _by_surface(fit: result.Fit) -> str:
     return page.paragraph("The fitted law says nothing: its parameters have no "
                           "intervals.")
   rows = fit.compute_optimal(optimal_budgets(fit))
-  def cell(row: Any, name: str, text: Any) -> str:
-    low, high = getattr(row, f"{name}_low"), getattr(row, f"{name}_high")
-    return f"{text(getattr(row, name))} ({text(low)} to {text(high)})"
+  cell = wording.banded
   cells = [[wording.power(row.flops) + (" *" if row.extrapolated else ""),
             cell(row, "params", wording.count),
             cell(row, "tokens", wording.count),
@@ -130,11 +134,7 @@ def _by_surface(fit: result.Fit) -> str:
 
 def _by_approach(compared: approaches.Comparison) -> str:
   """The three approaches side by side, and what is known against approach 2."""
-  def cell(row: Any, name: str, text: Any) -> str:
-    ends = (getattr(row, f"{name}_low"), getattr(row, f"{name}_high"))
-    band = (f" ({text(ends[0])} to {text(ends[1])})"
-            if all(map(wording.known, ends)) else "")
-    return text(getattr(row, name)) + band
+  cell = wording.banded
   def exponent(value: float) -> str:
     return wording.decimal(value, 3)
   words = {"1": "1, envelope", "2": "2, isoFLOP", "3": "3, fitted law"}
@@ -144,15 +144,12 @@ def _by_approach(compared: approaches.Comparison) -> str:
             cell(row, "params", wording.count),
             cell(row, "tokens", wording.count), f"{row.loss:.3f}"]
            for row in compared.table.itertuples()]
-  notes = [compared.bias.text()] if compared.bias is not None else []
-  notes += [f"no {'approach ' if name.isdigit() else ''}{name}: {why}"
-            for name, why in compared.missing.items()]
   return page.heading("By three approaches", 3) + page.table(
       ["approach", "FLOPs", "a of N* ~ C^a", "b of D* ~ C^b", "N*", "D*",
        "loss"], cells) + page.paragraph(
            "The loss is the fitted law's at that N*.", "note") + "".join(
            page.paragraph(f"{note[:1].upper()}{note[1:]}.", "note")
-           for note in notes)
+           for note in compared.caveats())
 
 
 def optimal_budgets(fit: result.Fit) -> np.ndarray:
@@ -168,7 +165,8 @@ def conventions(fit: result.Fit) -> str:
           ["minimised", f"{said['minimised']}: {fit.objective:.9g}"]]
   rows += [[_convention(name), wording.UNKNOWN if value is None else str(value)]
            for name, value in said.items() if name not in _SAID_ELSEWHERE]
-  rows += [["note", note] for note in said.get("notes", ())]
+  if "notes" in said:
+    rows.append(["note", said["notes"]])
   rows += [[f"{name} fixed at", wording.number(value)]
            for name, value in fit.settings["fixed"].items()]
   count = fit.settings["bootstrap"]

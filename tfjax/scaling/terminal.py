@@ -2,7 +2,7 @@
 """Fits, designs and reproductions as tables on a terminal."""
 
 import math
-from typing import Any, Callable, Sequence
+from typing import Any, Sequence
 
 from rich import console as console_lib
 from rich import table as table_lib
@@ -47,12 +47,9 @@ class Display:
     self.line(f"{fit.law.form}\n{axes}; {len(fit.runs)} runs, "
               f"{len(fit.holdout)} held out")
     self.line(f"{fit.conventions['minimised']}: {fit.objective:.6g}")
-    rows = [[name, wording.parameter(fit, name), _profile(fit, name)]
-            for name in fit.law.parameters]
-    rows += [[name, wording.number(value), ""]
-             for name, value in fit.derived.items()]
     self.table("", ["parameter", f"estimate ({fit.level:.0%} bootstrap)",
-                    f"{fit.level:.0%} profile likelihood"], rows)
+                    f"{fit.level:.0%} profile likelihood"],
+               sections.parameter_rows(fit))
     self.line(f"{sections.status_words(fit)}: {sections.fit_words(fit)}")
     for other in fit.optima[:3]:
       self.line("another optimum, objective "
@@ -61,8 +58,8 @@ class Display:
                     for name, value in other["coefficients"].items()))
     self._predictions(fit)
     self._optimal(fit)
-    for note in fit.conventions.get("notes", ()):
-      self.line(f"note: {note}")
+    if "notes" in fit.conventions:
+      self.line(f"note: {fit.conventions['notes']}")
     if fit.excluded:
       self.table("rows left out", ["run", "why"],
                  [[e.run, e.reason] for e in fit.excluded])
@@ -140,12 +137,10 @@ class Display:
         f"compute-optimal, but the fit is {sections.status_words(fit)} "
         "(* extrapolated)", ["FLOPs", "N*", "D*", "D*/N*", "loss"],
         [[wording.power(r.flops) + "*" * r.extrapolated,
-          f"{wording.count(r.params)} ({wording.count(r.params_low)} to "
-          f"{wording.count(r.params_high)})",
-          f"{wording.count(r.tokens)} ({wording.count(r.tokens_low)} to "
-          f"{wording.count(r.tokens_high)})",
+          wording.banded(r, "params", wording.count),
+          wording.banded(r, "tokens", wording.count),
           wording.count(r.tokens_per_parameter),
-          f"{r.loss:.3f} ({r.loss_low:.3f} to {r.loss_high:.3f})"]
+          wording.banded(r, "loss", "{:.3f}".format)]
          for r in rows.itertuples()])
     self.line(wording.cost(fit))
     self._approaches(fit)
@@ -153,13 +148,11 @@ class Display:
   def _approaches(self, fit: result.Fit) -> None:
     """The three frontiers at ten times the largest run, and the second's
     bias."""
-    found = approaches.compare(fit, sections.optimal_budgets(fit)[-1])
-    def cell(row: Any, name: str, show: Callable[[float], str]) -> str:
-      low, high = getattr(row, f"{name}_low"), getattr(row, f"{name}_high")
-      return f"{show(getattr(row, name))} ({show(low)} to {show(high)})"
+    budget = sections.optimal_budgets(fit)[-1]
+    found, cell = approaches.compare(fit, budget), wording.banded
     self.table(
         "the frontier by three approaches, exponents of C, and at "
-        f"{wording.power(sections.optimal_budgets(fit)[-1])} FLOPs",
+        f"{wording.power(budget)} FLOPs",
         ["approach", "a of N*", "b of D*", "N*", "D*"],
         [[f"{row.approach}, {row.method}",
           cell(row, "exponent_params", "{:.3f}".format),
@@ -167,16 +160,8 @@ class Display:
           cell(row, "params", wording.count),
           cell(row, "tokens", wording.count)]
          for row in found.table.itertuples()])
-    if found.bias is not None:
-      self.line(found.bias.text())
-    for name, why in found.missing.items():
-      self.line(f"no {'approach ' if name.isdigit() else ''}{name}: {why}")
-
-
-def _profile(fit: result.Fit, name: str) -> str:
-  if name not in fit.profile_intervals:
-    return ""
-  return wording.open_interval(fit.profile_intervals[name])
+    for caveat in found.caveats():
+      self.line(caveat)
 
 
 def _tolerance(row: published.Row) -> str:

@@ -2,7 +2,7 @@
 """Numbers and fits in words, for terminals, figures and the report."""
 
 import math
-from typing import Sequence
+from typing import Any, Callable, Sequence
 
 from tfjax.scaling import result
 
@@ -136,6 +136,14 @@ def parameter(fit: result.Fit, name: str) -> str:
     return "not determined" + (
         f" ({between(interval)})" if interval is not None else "")
   return f"{number(fit.coefficients[name])} ({between(interval)})"
+
+
+def banded(row: Any, name: str, show: Callable[[float], str]) -> str:
+  """12.3 (11 to 14): `name` of a row with its _low and _high, where known."""
+  ends = (getattr(row, f"{name}_low"), getattr(row, f"{name}_high"))
+  band = f" ({show(ends[0])} to {show(ends[1])})" if all(
+      map(known, ends)) else ""
+  return show(getattr(row, name)) + band
 
 
 def worst(runs: Sequence[result.HeldOut]) -> str:
