@@ -8,6 +8,8 @@ from typing import Any, Callable
 import numpy as np
 import pytest
 
+_REFDATA = (pathlib.Path(__file__).resolve().parents[2] / ".." / "shared"
+            / "refdata")
 TRUTH = {"E": 1.5, "A": 20.0, "B": 120.0, "alpha": 0.3, "beta": 0.4}
 SIZES = tuple(np.geomspace(3e4, 1e6, 5).round().astype(int).tolist())
 TOKENS = tuple(np.geomspace(2e5, 4e6, 4).round().astype(int).tolist())
@@ -96,3 +98,14 @@ def write_run_fixture() -> Callable[..., pathlib.Path]:
 @pytest.fixture
 def truth() -> dict[str, float]:
   return TRUTH
+
+
+@pytest.fixture(name="tables")
+def tables_fixture() -> Callable[[str], pathlib.Path]:
+  """The folder of a published study's tables; without them the test skips."""
+  def find(study: str) -> pathlib.Path:
+    directory = _REFDATA / study
+    if not directory.is_dir():
+      pytest.skip(f"the tables of {study} are not at {directory}")
+    return directory
+  return find

@@ -6,7 +6,6 @@ Where the studies' tables are absent, small made-up ones test the same code.
 
 import json
 import math
-import pathlib
 
 import numpy as np
 import pandas as pd
@@ -17,17 +16,6 @@ from tfjax.scaling import published
 from tfjax.scaling.published import datablations
 from tfjax.scaling.published import epoch
 from tfjax.scaling.published import gemstones
-
-_ROOT = pathlib.Path(__file__).resolve().parents[2]
-_REFDATA = _ROOT / ".." / "shared" / "refdata"
-
-
-def tables(study: str) -> pathlib.Path:
-  directory = _REFDATA / study
-  if not directory.is_dir():
-    pytest.skip(f"the tables of {study} are not at {directory}")
-  return directory
-
 
 def assert_all_ok(rows: list[published.Row]) -> None:
   assert rows
@@ -106,7 +94,7 @@ def test_epoch_resamples_are_numpy_s_global_stream():
   np.testing.assert_array_equal(epoch.resamples(240, 3), expected)
 
 
-def test_the_grid_of_starts_is_hoffmann_s():
+def test_the_grid_of_starts_is_hoffmann_s(tables):
   path = tables("published_constants") / "hoffmann2022.json"
   recipe = json.loads(path.read_text())["recipe_D2"]
   assert math.prod(map(len, epoch.GRID.values())) == recipe["n_inits"]
@@ -118,7 +106,7 @@ def test_the_grid_of_starts_is_hoffmann_s():
 
 
 @pytest.mark.slow
-def test_epoch_reproduces():
+def test_epoch_reproduces(tables):
   rows = epoch.reproduce(tables("epoch_chinchilla"))
   assert len(rows) == 6 + 10 + 8 + 6 + 6
   assert_all_ok(rows)
@@ -188,7 +176,7 @@ def test_gemstones_optima_are_read_in_the_law_s_order(tmp_path):
       "B": math.exp(3), "a_w": 0.1, "a_d": 0.2, "beta": 0.3})
 
 
-def test_gemstones_published_optima_and_approach_1():
+def test_gemstones_published_optima_and_approach_1(tables):
   directory = tables("gemstones")
   known = list(gemstones.optima(directory))
   assert len(known) == 42
@@ -199,7 +187,7 @@ def test_gemstones_published_optima_and_approach_1():
 
 
 @pytest.mark.slow
-def test_gemstones_refits():
+def test_gemstones_refits(tables):
   directory = tables("gemstones")
   # Two of the smaller tables: scripts/fit.py --reproduce fits all.
   chosen = [o for o in gemstones.optima(directory) if o.name in (
@@ -212,7 +200,7 @@ def test_gemstones_refits():
 # --- datablations ------------------------------------------------------------
 
 
-def test_datablations_published_point():
+def test_datablations_published_point(tables):
   rows = datablations._at_published(
       datablations.load(tables("datablations")))
   assert len(rows) == 3
@@ -220,7 +208,7 @@ def test_datablations_published_point():
 
 
 @pytest.mark.slow
-def test_datablations_lowest_optimum_and_the_published_one():
+def test_datablations_lowest_optimum_and_the_published_one(tables):
   rows = datablations._fitted(datablations.load(tables("datablations")))
   assert len(rows) == 1 + 2 + 3 + 1
   assert_all_ok(rows)

@@ -5,7 +5,6 @@ Where the studies' tables are absent, small made-up ones test the same code.
 """
 
 import json
-import pathlib
 
 import numpy as np
 import pandas as pd
@@ -17,17 +16,6 @@ from tfjax.scaling.published import hoffmann
 from tfjax.scaling.published import step_law
 from tfjax.scaling.published import supercollapse
 
-_ROOT = pathlib.Path(__file__).resolve().parents[2]
-_REFDATA = _ROOT / ".." / "shared" / "refdata"
-
-
-def tables(study: str) -> pathlib.Path:
-  directory = _REFDATA / study
-  if not directory.is_dir():
-    pytest.skip(f"the tables of {study} are not at {directory}")
-  return directory
-
-
 def ours(rows):
   return {row.quantity: row.ours for row in rows}
 
@@ -35,7 +23,7 @@ def ours(rows):
 @pytest.mark.parametrize("study, count", [
     ("gadre_overtraining", 16), ("supercollapse", 24), ("steplaw", 7),
     ("published_constants", 5)])
-def test_published_numbers_are_reproduced(study, count):
+def test_published_numbers_are_reproduced(study, count, tables):
   rows = published.STUDIES[study](tables(study))
   missed = [f"{r.quantity}: published {r.published}, ours {r.ours} ({r.note})"
             for r in rows if not r.ok]
@@ -92,7 +80,7 @@ def test_overtraining_and_errors_of_a_made_up_study(tmp_path):
   assert len(gadre.two_step(runs, "rpj", bootstrap=0).task.runs) == 6
 
 
-def test_the_study_chose_17_tasks():
+def test_the_study_chose_17_tasks(tables):
   directory = tables("gadre_overtraining")
   names = gadre.tasks(pd.read_csv(directory / "models_104.csv"),
                       pd.read_csv(directory / "eval_metadata.csv"))

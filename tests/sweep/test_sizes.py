@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sizes are those of real configs, and wished-for runs become cells of them."""
 
-
 import ml_collections
 import pytest
 

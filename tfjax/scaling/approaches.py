@@ -17,8 +17,7 @@ from tfjax.scaling import isoflop as isoflop_lib
 from tfjax.scaling import power
 from tfjax.scaling import result
 from tfjax.scaling import wording
-
-FloatArray = np.ndarray
+from tfjax.scaling.forms import FloatArray
 
 _SOURCE = "Czech et al. 2026, arXiv:2603.22339"
 _COLUMNS = ("approach", "method", "flops", *(

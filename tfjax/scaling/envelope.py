@@ -12,8 +12,7 @@ import numpy as np
 import pandas as pd
 
 from tfjax.scaling import power
-
-FloatArray = np.ndarray
+from tfjax.scaling.forms import FloatArray
 
 METHODS = ("hull", "pareto", "curves")
 

@@ -15,7 +15,7 @@ import dataclasses
 import numpy as np
 from scipy import optimize
 
-FloatArray = np.ndarray
+from tfjax.scaling.forms import FloatArray
 
 _ITERATIONS = 100
 _GAP = 2e-3  # of the mean log variance: 0.1% of a standard error

@@ -14,8 +14,8 @@ import pandas as pd
 
 from tfjax.scaling import laws
 from tfjax.scaling import search
+from tfjax.scaling.forms import FloatArray
 
-FloatArray = np.ndarray
 Given = Mapping[str, float]  # axes other than N, D and what follows from them
 
 # Axes that follow from N, D and their cost.

@@ -16,8 +16,8 @@ import pandas as pd
 from tfjax.scaling import frontier
 from tfjax.scaling import result
 from tfjax.scaling import search
+from tfjax.scaling.forms import FloatArray
 
-FloatArray = np.ndarray
 _Quantities = dict[str, FloatArray]
 
 # A loss that takes more than this is not reached by anything one could build.

@@ -14,8 +14,8 @@ from scipy.cluster import hierarchy
 
 from tfjax.scaling import power
 from tfjax.scaling import wording
+from tfjax.scaling.forms import FloatArray
 
-FloatArray = np.ndarray
 
 # Curve through the losses of a budget -> distinct sizes that it needs: one to
 # spare for a parabola, the reach of its formula for Akima's.

@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-FloatArray = np.ndarray
+from tfjax.scaling.forms import FloatArray
 
 # Two points lie on a line whatever they are.
 LEAST_POINTS = 3

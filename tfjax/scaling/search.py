@@ -9,7 +9,8 @@ from typing import Callable
 
 import numpy as np
 
-FloatArray = np.ndarray
+from tfjax.scaling.forms import FloatArray
+
 Function = Callable[[FloatArray], FloatArray]
 
 _GOLDEN = (5**0.5 - 1) / 2
