@@ -34,6 +34,7 @@ EXTRAS = {
     "tpu": ("jax[tpu]>=0.10,<0.13",),
     "test": ("pytest>=8", "pytest-xdist>=3.6", *TORCH),
     "bench": TORCH,
+    "energy": ("codecarbon>=3.3,<4",),  # reads RAPL and NVML
     "vpnls": ("vpnls>=0.1",),  # for bench.py --fit
 }
 
@@ -46,6 +47,7 @@ setuptools.setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["tfjax", "tfjax.*"]),
+    package_data={"tfjax.cost": ["*.toml"]},
     install_requires=list(CORE),
     extras_require={name: list(packages) for name, packages in EXTRAS.items()},
 )

@@ -503,7 +503,7 @@ def test_a_bad_argument_stops_at_once(argument: str) -> None:
                          ids=[key for key, *_ in LEAVES])
 def test_the_hash_changes_with_what_shapes_the_result(
     key: str, entry: dataclasses.Field, hint: Any) -> None:
-  groups = {"checkpoint", "tracking", "mesh", "runtime"}
+  groups = {"checkpoint", "tracking", "mesh", "runtime", "cost"}
   same = key.split(".")[0] in groups or key in {
       "name", "model.attention", "data.cache_dir", "train.log_every_steps",
       "evaluation.every_steps", "evaluation.batch_size"}

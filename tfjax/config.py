@@ -38,6 +38,7 @@ CheckpointConfig = schema.CheckpointConfig
 TrackingConfig = schema.TrackingConfig
 MeshConfig = schema.MeshConfig
 RuntimeConfig = schema.RuntimeConfig
+CostConfig = schema.CostConfig
 ExperimentConfig = schema.ExperimentConfig
 
 

@@ -450,6 +450,36 @@ class RuntimeConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class CostConfig:
+  """What the machine costs: its price, its power, its grid. Nothing of it
+  changes what is computed; what is unset and not in the tables is unknown."""
+
+  hardware: str | None = field(
+      None, "what the run is on, by its name in tfjax/cost/hardware.toml or "
+      "in hardware_file; unset: what JAX calls the device")
+  hardware_file: str = field(
+      "", "TOML file with hardware of your own, before the table's; empty: "
+      "none")
+  price_usd_per_chip_hour: float | None = field(
+      None, "unset: the hardware's typical price", at_least(0))
+  region: str | None = field(
+      None, "where the machine stands, by its name in tfjax/cost/regions.toml; "
+      "unset: CO2e is unknown")
+  kg_co2e_per_kwh: float | None = field(
+      None, "carbon intensity of the electricity; unset: the region's",
+      at_least(0))
+  pue: float | None = field(
+      None, "power usage effectiveness of the building; unset: the region's, "
+      "else it is left out, and CO2e says so", at_least(1))
+  tdp_fraction: float = field(
+      1.0, "share of its TDP that a chip is taken to draw where energy is not "
+      "measured", within(0, 1))
+  measure_energy: str = field(
+      "auto", "by the machine's own counters (RAPL, NVML), through codecarbon; "
+      "auto: where both are there", one_of("auto", "off"))
+
+
+@dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
   """One run, whole."""
 
@@ -472,3 +502,4 @@ class ExperimentConfig:
   tracking: TrackingConfig = group(TrackingConfig, affects_result=False)
   mesh: MeshConfig = group(MeshConfig, affects_result=False)
   runtime: RuntimeConfig = group(RuntimeConfig, affects_result=False)
+  cost: CostConfig = group(CostConfig, affects_result=False)
