@@ -73,7 +73,7 @@ def another(key: str, entry: dataclasses.Field, hint: Any,
     ("trian", "config.trian", "did you mean 'train'"),
     ("data.tokenizer.knid", "config.data.tokenizer.knid", "'kind'"),
     ("model.size.big", "config.model.size", "no keys below"),
-    ("qqq", "config.qqq", "valid here: checkpoint, data, duration"),
+    ("qqq", "config.qqq", "valid here: checkpoint, cost, data"),
     ("objective", "config.objective", "set a key below it: name, separate_"),
     ("model.mask_rate", "config.model.mask_rate", "no such key"),
 ])
