@@ -29,12 +29,13 @@ CORE = (
 )
 # What weights and speed are compared to; torch's wheels for CPUs do.
 TORCH = ("torch==2.13.0", "transformers>=5.23,<6")
+ENERGY = ("codecarbon>=3.3,<4",)  # reads RAPL and NVML
 EXTRAS = {
     "cuda": ("jax[cuda12]>=0.10,<0.13",),
     "tpu": ("jax[tpu]>=0.10,<0.13",),
-    "test": ("pytest>=8", "pytest-xdist>=3.6", *TORCH),
+    "test": ("pytest>=8", "pytest-xdist>=3.6", *TORCH, *ENERGY),
     "bench": TORCH,
-    "energy": ("codecarbon>=3.3,<4",),  # reads RAPL and NVML
+    "energy": ENERGY,
     "vpnls": ("vpnls>=0.1",),  # for bench.py --fit
 }
 
