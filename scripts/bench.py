@@ -5,6 +5,7 @@
     scripts/bench.py --generate
     scripts/bench.py --scale [--json=FILE]
     scripts/bench.py --fit [--json=FILE]
+    scripts/bench.py --peak [--json=FILE]
     scripts/bench.py --device=gpu [--shapes=124M,350M,1.3B] [--json=FILE]
 
 Every contender is a process of its own, pinned to the same cores, with the
@@ -17,8 +18,11 @@ chunked form and as written, values and gradients. Shapes `generate-...` are
 greedy generation with a key-value cache (scripts/bench_generation.py): rates
 are of new tokens, in the time of prompts and new tokens together. `--scale` is
 what meshes, depth, restarts, input and checkpoints cost (bench_scale.py),
-`--fit` how fast laws are fitted, beside scipy and vpnls (bench_fit.py), and
-`--device` utilisation of an accelerator (bench_device.py).
+`--fit` how fast laws are fitted, beside scipy and vpnls (bench_fit.py),
+`--peak` what the devices of this host reach in matrix products and memory
+bandwidth, kept in ~/.cache/tfjax/peaks.json (or TFJAX_PEAKS) as the peak where
+no vendor states one (bench_peak.py), and `--device` utilisation of an
+accelerator (bench_device.py).
 """
 
 import dataclasses
@@ -56,6 +60,8 @@ _GENERATE = flags.DEFINE_bool("generate", False, "measure generation")
 _SCALE = flags.DEFINE_bool(
     "scale", False, "measure what scale costs, on simulated devices")
 _FIT = flags.DEFINE_bool("fit", False, "measure fits of scaling laws")
+_PEAK = flags.DEFINE_bool(
+    "peak", False, "measure and keep what the devices of this host reach")
 _DEVICE = flags.DEFINE_string(
     "device", "", "gpu or tpu: measure utilisation of the accelerators here")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "bursts of each contender")
@@ -429,6 +435,10 @@ def main(argv: list[str]) -> None:
     tuning.restart_tuned(config_lib.RuntimeConfig())
     import bench_scale
     write_json(bench_scale.main(_ROUNDS.value))
+  elif _PEAK.value:
+    tuning.restart_tuned(config_lib.RuntimeConfig())
+    import bench_peak
+    write_json(bench_peak.main())
   elif _FIT.value:
     import bench_fit
     write_json(bench_fit.main(_ROUNDS.value))

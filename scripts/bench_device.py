@@ -12,8 +12,8 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
+import bench_peak
 import bench_scale
 from tfjax import config as config_lib
 from tfjax.cost import flops as flops_lib
@@ -50,21 +50,6 @@ def experiment(model: str, length: int, tokens: int,
   return config_lib.resolve(config)
 
 
-def matrix_rate(size: int = 8192, seconds: float = 2.0) -> float:
-  """FLOP/s of bfloat16 products of square matrices, the best of several."""
-  x = jax.random.normal(jax.random.key(0), (size, size), jnp.bfloat16)
-  product = jax.jit(lambda x, y: jnp.matmul(x, y) * jnp.bfloat16(1e-2))
-  y = product(x, x).block_until_ready()
-  best, begin = 0.0, time.perf_counter()
-  while time.perf_counter() - begin < seconds:
-    start = time.perf_counter()
-    for _ in range(10):
-      y = product(x, y)
-    y.block_until_ready()
-    best = max(best, 10 * 2 * size**3 / (time.perf_counter() - start))
-  return best
-
-
 def measure(config: config_lib.ExperimentConfig, rounds: int
             ) -> dict[str, Any]:
   """Tokens a second; raises where it does not fit."""
@@ -98,8 +83,8 @@ def measure(config: config_lib.ExperimentConfig, rounds: int
 def main(models: list[str], rounds: int) -> dict[str, Any]:
   """Prints a row for each model and length as it is measured."""
   device = jax.devices()[0]
-  rate = matrix_rate(1024 if device.platform == "cpu" else 8192)
-  peak = hardware.peak_flops(device.device_kind, "bfloat16")
+  rate = bench_peak.matrix_rate("bfloat16")
+  peak = hardware.device(device.device_kind, "bfloat16").flops
   print(f"{jax.device_count()} x {device.device_kind}; bfloat16 products at "
         f"{rate / 1e12:.3g} TFLOP/s" + (
             f", {rate / peak:.0%} of the {peak / 1e12:.4g} in its data sheet"

@@ -6,8 +6,9 @@
 
 The source is a Hugging Face directory (a pickle becomes safetensors, shards
 change size), or a run directory of scripts/train.py (or what holds one), whose
-newest checkpoint is taken with its tokenizer and the objective's tokens. --info
-tells what the source is and writes nothing. Exits 2 where something cannot be
+newest checkpoint is taken with its tokenizer and the objective's tokens. The
+model card comes along, README.md: of a run, what its record says. --info tells
+what the source is and writes nothing. Exits 2 where something cannot be
 converted.
 """
 
@@ -74,6 +75,9 @@ def _convert(source: pathlib.Path, target: pathlib.Path) -> None:
       if name.endswith("_token_id")}, **form)
   if (source / "generation_config.json").is_file():
     shutil.copy(source / "generation_config.json", target)
+  card = source / "README.md"
+  if card.is_file() and not (target / card.name).exists():
+    shutil.copy(card, target)
 
 
 def _description(source: pathlib.Path) -> list[str]:

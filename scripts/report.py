@@ -7,6 +7,7 @@ Fits with the settings in workdir/fit.json where scripts/fit.py left one, and
 with that script's defaults otherwise. Exits 2 where there is nothing to report.
 """
 
+import inspect
 import json
 import os
 import pathlib
@@ -20,6 +21,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 from absl import app
 from absl import flags
 
+from tfjax import scaling
 from tfjax.scaling import report
 
 _WORKDIR = flags.DEFINE_string(
@@ -30,15 +32,16 @@ def main(arguments: list[str]) -> int:
   if len(arguments) > 1:
     return _refuse(f"unknown argument {arguments[1]!r}")
   workdir = pathlib.Path(_WORKDIR.value)
-  record = workdir / "fit.json"
+  record, settings = workdir / "fit.json", None
   try:
-    settings = None
     if record.is_file():
       settings = json.loads(record.read_text(encoding="utf-8"))["settings"]
-    path = report.write(workdir, settings)
+      inspect.signature(scaling.fit).bind(None, **settings)
   except (KeyError, TypeError, json.JSONDecodeError) as error:
     return _refuse(f"{record} is not a fit's record ({error!r}); "
                    "delete it, or run scripts/fit.py again")
+  try:
+    path = report.write(workdir, settings)
   except (FileNotFoundError, ValueError) as error:
     return _refuse(str(error))
   print(f"report: {path}")

@@ -461,7 +461,11 @@ class CostConfig:
       "", "TOML file with hardware of your own, before the table's; empty: "
       "none")
   price_usd_per_chip_hour: float | None = field(
-      None, "unset: the hardware's typical price", at_least(0))
+      None, "of a CPU: of the whole machine; unset: the hardware's typical "
+      "price", at_least(0))
+  tdp_watts: float | None = field(
+      None, "what a chip draws at most; of a CPU: the whole machine; unset: "
+      "the hardware's", more_than(0))
   region: str | None = field(
       None, "where the machine stands, by its name in tfjax/cost/regions.toml; "
       "unset: CO2e is unknown")
@@ -473,7 +477,7 @@ class CostConfig:
       "else it is left out, and CO2e says so", at_least(1))
   tdp_fraction: float = field(
       1.0, "share of its TDP that a chip is taken to draw where energy is not "
-      "measured", within(0, 1))
+      "measured", within(0.01, 1))
   measure_energy: str = field(
       "auto", "by the machine's own counters (RAPL, NVML), through codecarbon; "
       "auto: where both are there", one_of("auto", "off"))

@@ -1,37 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FLOPs against numbers worked by hand, the compiler's count and papers."""
+"""FLOPs worked out by hand, conventions, and what is refused.
+
+Against the compiler: test_flops_compiled.py; against papers:
+test_flops_published.py.
+"""
 
 import dataclasses
-import json
-import pathlib
-import types
 
-from flax import linen as nn
-import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tfjax import config as config_lib
-from tfjax import objectives
 from tfjax.cost import flops
-from tfjax.cost import hardware
 from tfjax.cost import lengths as lengths_lib
+from tfjax.cost import products
 from tfjax.models import families
+from tfjax.models import masks
 from tfjax.models import transformer
-from tfjax.objectives import cross_entropy
-from tfjax.objectives import loss as loss_lib
 
 GPT2 = config_lib.complete_model(
     config_lib.ModelConfig(**families.published("gpt2", "small")))
-FIXTURES = (pathlib.Path(__file__).parents[3] / "shared" / "refdata" /
-            "cost_fixtures" / "flops.json")
 
 
 def count(model: config_lib.ModelConfig) -> flops.Flops:
   """Of causal modelling at the full context length."""
-  length = model.context_length
-  return flops.training_flops_per_token(
-      model, lengths_lib.Lengths(length, 0, length, length, length))
+  return flops.training_flops_per_token(model, whole(model.context_length))
+
+
+def whole(length: int) -> lengths_lib.Lengths:
+  """Of a decoder that predicts every token."""
+  return lengths_lib.Lengths(length, 0, length, length, length)
 
 
 def make(**fields) -> config_lib.ModelConfig:
@@ -57,13 +56,40 @@ def test_a_gate_has_three_products_and_d_ff_of_its_own() -> None:
       4 * 768 ** 2 + 3 * 768 * 2048)
 
 
-def test_what_is_recomputed_is_told_apart() -> None:
-  plain = count(GPT2)
-  dots, full = (count(
-      dataclasses.replace(GPT2, remat=name)) for name in ("dots", "full"))
-  assert dots.total == full.total == plain.total
-  assert dots.recompute == plain.attention / 3
-  assert full.recompute == (plain.matmul + plain.attention) / 3
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_components_by_hand(remat: str) -> None:
+  model = dataclasses.replace(GPT2, remat=remat)
+  got = {part.name: part for part in flops.components(model, whole(1024))}
+  # Layers times 2 times multiplications a token, forward.
+  forward = {
+      "decoder/attention_projections": 12 * 2 * 4 * 768 * 768,
+      "decoder/attention_scores": 12 * 2 * 1024 * 768,
+      "decoder/attention_values": 12 * 2 * 1024 * 768,
+      "decoder/feed_forward": 12 * 2 * 2 * 768 * 3072,
+      "head": 2 * 768 * 50257}
+  again = dict.fromkeys(forward, 0.0)
+  if remat != "none":
+    again |= {name: forward[name] for name in forward
+              if name.endswith(("scores", "values"))}
+  if remat == "full":
+    # The second product of a feed-forward is only added to the stream.
+    again["decoder/attention_projections"] = 12 * 2 * 4 * 768 * 768
+    again["decoder/feed_forward"] = 12 * 2 * 768 * 3072
+  assert list(got) == list(forward)
+  for name, part in got.items():
+    assert (part.forward, part.backward) == (forward[name], 2 * forward[name])
+    assert part.recompute == again[name]
+  found = count(model)
+  assert found.total == count(GPT2).total == sum(p.total for p in got.values())
+  assert found.recompute == sum(again.values())
+
+
+def test_a_post_norm_block_is_recomputed_whole() -> None:
+  model = make(family="bert", size="tiny", vocab_size=99, context_length=64,
+               remat="full")
+  got = flops.training_flops_per_token(
+      model, lengths_lib.Lengths(64, 64, 0, 10, 10))
+  assert got.recompute == (got.matmul + got.attention) / 3
 
 
 def test_grouped_queries_have_smaller_keys_and_values() -> None:
@@ -104,99 +130,191 @@ def test_an_encoder_decoder_by_hand() -> None:
       got.encoder + got.decoder, rel=1e-12)
 
 
-CASES = {
-    "gpt2": (dict(), dict()),
-    "llama": (dict(), dict()),
-    # The error function is no product, and takes as much as one.
-    "bert": (dict(objective__mask_rate=0.25), dict(activation="relu")),
-    "t5": (dict(), dict(num_encoder_layers=1)),
-}
+# --- Conventions -------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", CASES)
-def test_the_compiler_counts_the_same(family: str) -> None:
-  """Unrolled, as its count takes the body of a loop once; every product of
-  the loss that the step takes the gradient of."""
-  objective, fields = CASES[family]
-  base = config_lib.default()
-  config_lib.override(base, {
-      **{key.replace("__", "."): value for key, value in objective.items()},
-      **{f"model.{key}": value for key, value in dict(
-          family=family, d_model=128, num_layers=2, num_heads=4,
-          context_length=128, attention="reference", **fields).items()},
-      "data.tokenizer.vocab_size": 640, "duration.steps": 1})
-  config = config_lib.resolve(base)
-  vocabulary = types.SimpleNamespace(
-      separator=0, pad=0, start=0, mask=1, sentinels=range(600, 640),
-      special=np.zeros(640, bool), word_starts=None, sentence_ends=None)
-  batch = objectives.create(config, vocabulary).batch(
-      np.zeros((4, 129), np.int32) + 7, np.ones(4, np.float32),
-      objectives.Generators(0, 0, range(4)))
-  model = dataclasses.replace(config.model, vocab_size=640)
-  module = transformer.create(model, backend="tpu")
-  params = nn.meta.unbox(transformer.abstract_parameters(module))
-
-  def loss(params, batch):
-    return loss_lib.loss_sum(module, params, batch)[0]
-  gradient = jax.jit(jax.grad(loss))
-  # One chunk: the loop over chunks of the logits runs once.
-  assert batch.targets.size <= cross_entropy.CHUNK_TOKENS["cpu"]
-  counted = gradient.lower(params, batch).compile().cost_analysis()["flops"]
-  ours = flops.training_flops_per_token(
-      model, lengths_lib.of(config)).total * 4 * 128
-  # The rest is norms, softmax and the nonlinearity, more at these widths
-  # than at real ones; a forgotten product would be 5% and up.
-  assert 1.0 <= counted / ours < 1.045
+@pytest.mark.parametrize("length, window", [(9, 0), (9, 1), (9, 4), (5, 7)])
+@pytest.mark.parametrize("kind", ["causal", "prefix", "bidirectional"])
+def test_pairs_are_those_of_the_mask(
+    length: int, window: int, kind: str) -> None:
+  mask = masks.Mask(causal=kind != "bidirectional", window=window)
+  before, after = mask.reach() if window else (
+      length, length if kind == "bidirectional" else 0)
+  if kind == "prefix":
+    mask = mask.replace(prefix=jnp.arange(1, length))  # each once
+  places = jnp.arange(length)
+  seen = mask.allowed(places, places)
+  expected = length**2 if seen is None else np.sum(seen) / len(seen)
+  got = products.seen_pairs(length, before, after, prefix=kind == "prefix")
+  assert got == pytest.approx(float(expected), rel=1e-12)
 
 
-def published(name: str) -> dict:
-  if not FIXTURES.is_file():
-    pytest.skip(f"no published figures to compare with at {FIXTURES}")
-  return json.loads(FIXTURES.read_text(encoding="utf-8"))[name]
+def test_conventions_of_a_decoder_by_hand() -> None:
+  got = flops.by_convention(GPT2, whole(1024))
+  assert tuple(got) == flops.CONVENTIONS
+  # Kernels, biases (9 D and D of d_ff's 4) and two norms of a block; a norm.
+  blocks = 12 * (7_077_888 + (4 + 4 + 1) * 768 + 4 * 768) + 2 * 768
+  assert got["6N_non_embedding"] == 6 * blocks
+  assert got["6N_total"] == 6 * (blocks + (50257 + 1024) * 768)
+  assert got["matmul+attention_full"] == 854_438_400
+  # (1024 + 1) / 2 keys for 1024.
+  assert got["matmul+attention_causal"] == (
+      854_438_400 - 113_246_208 + 12 * 12 * 768 * 512.5)
 
 
-def test_a_published_count_of_gpt2() -> None:
-  entry = published("gpt2_124M_nanoGPT")
-  forward = entry["fwd_flops_seq"]
-  got = count(GPT2) * 1024
-  assert got.total == forward["total"] == 3 * forward["forward_total"]
-  assert got.head == 3 * forward["logits"]
-  assert got.attention == 3 * 12 * (forward["attention/scores"] +
-                                    forward["attention/reduce"])
-  counts = transformer.count_parameters(
-      dataclasses.replace(GPT2, use_bias=False))
-  assert counts.total == entry["params_total"]
+def test_conventions_of_windows_and_prefixes() -> None:
+  model = dataclasses.replace(GPT2, window=256, global_every=2)
+  got = flops.by_convention(model, whole(1024))
+  dense = count(model).matmul + count(model).head
+  # The first 256 queries see fewer.
+  local = 1024 * 256 - 256 * 255 // 2
+  assert got["matmul+attention_causal"] == dense + (
+      12 * 768 * 6 * (1024 * 1025 // 2 + local) / 1024)
+  prefix = dataclasses.replace(whole(1024), prefix=True)
+  got = flops.by_convention(GPT2, prefix)["matmul+attention_causal"]
+  assert got == pytest.approx(
+      dense + 12 * 12 * 768 * (4 * 1024 + 1) / 6, rel=1e-12)
 
 
-def test_the_papers_utilisation_of_gpt2() -> None:
-  entry = published("gpt2_124M_nanoGPT")
-  example = entry["mfu_example"]
-  # The published formula counts norms and biases as products: 6 N + 12 L T D.
-  got = count(GPT2).total * 1024
-  assert got == pytest.approx(entry["palm_6N+12LHQT_per_seq"], rel=2e-4)
-  mfu = got * example["batch_seqs"] / example["seconds"] / example["peak"]
-  assert mfu == pytest.approx(example["mfu"], abs=2e-4)
+def test_what_has_no_causality_is_full() -> None:
+  bert = make(family="bert", size="tiny", vocab_size=99, context_length=64)
+  got = flops.by_convention(bert, lengths_lib.Lengths(64, 64, 0, 10, 10))
+  assert got["matmul+attention_causal"] == got["matmul+attention_full"]
+  counts = transformer.count_parameters(bert)
+  assert got["6N_total"] == 6 * counts.total
+  assert got["6N_non_embedding"] == 6 * counts.non_embedding
 
 
-def test_palms_attention_term() -> None:
-  """12 L H Q T of appendix B, out of the published MFU with and without."""
-  entry = published("palm_mfu")
-  size = entry["config"]
-  width = size["H"] * size["Q"]
-  model = make(
-      d_model=width, num_layers=size["L"], num_heads=size["H"],
-      context_length=size["T"], vocab_size=2)
-  attention = count(model).attention
-  peak = entry["chips"] * entry["peak_per_chip"]
-  rate = entry["tokens_per_s"] / peak
-  assert rate * (6 * size["N"] + attention) == pytest.approx(
-      entry["mfu"], abs=5e-4)
-  assert rate * 6 * size["N"] == pytest.approx(
-      entry["mfu_without_attention"], abs=5e-4)
+@pytest.mark.parametrize("source, target, window, share", [
+    (64, 64, 128, 1 / 2),  # pairs: each token is in one of the two
+    (64, 64, 64, 1)])  # infilling: each is in both
+def test_6n_of_an_encoder_decoder(
+    source: int, target: int, window: int, share: float) -> None:
+  model = make(family="bart", d_model=16, num_layers=2, num_heads=2,
+               vocab_size=50, context_length=64)
+  counts = transformer.count_parameters(model)
+  got = flops.by_convention(
+      model, lengths_lib.Lengths(window, source, target, target, None))
+  assert got["6N_total"] == 6 * share * counts.total
+  assert got["6N_non_embedding"] == 6 * share * counts.non_embedding
 
 
-def test_an_unknown_device_has_no_peak() -> None:
-  assert hardware.peak_flops("NVIDIA H200", "bfloat16") == 989.4e12
-  assert hardware.peak_flops("NVIDIA H200", "float32") is None
-  assert hardware.peak_flops("NVIDIA A100", "bfloat16") is None
-  assert hardware.peak_flops("cpu", "bfloat16") is None
+def test_6n_of_stacks_that_differ() -> None:
+  model = make(family="t5", d_model=16, num_layers=2, num_encoder_layers=3,
+               num_heads=2, head_dim=12, d_ff=40, vocab_size=50)
+  # Kernels, a block's norms, the last one, and 32 relative biases a head.
+  encoder = 3 * (4 * 16 * 24 + 2 * 16 * 40 + 2 * 16) + 16 + 64
+  decoder = 2 * (8 * 16 * 24 + 2 * 16 * 40 + 3 * 16) + 16 + 64
+  got = flops.by_convention(model, lengths_lib.Lengths(20, 18, 8, 8, 8))
+  assert got["6N_non_embedding"] == 6 * (18 * encoder + 8 * decoder) / 20
+  assert got["6N_total"] == (
+      6 * (18 * encoder + 8 * (decoder + 50 * 16)) / 20)
+
+
+# --- What is not trained -----------------------------------------------------
+
+
+def test_only_the_head_by_hand() -> None:
+  model = make(family="llama", size="98k", vocab_size=512)
+  trainable = flops.Trainable(frozen=("embedding", "decoder"))
+  got = flops.components(model, whole(256), trainable)
+  # No gradient goes below the head, not even to what it is applied to.
+  assert {part.backward for part in got[:-1]} == {0.0}
+  assert got[-1].backward == got[-1].forward == 2 * 64 * 512
+  # The last norm is trained where the decoder as a whole is not frozen.
+  blocks = ("embedding", "decoder/attention_projections",
+            "decoder/feed_forward")
+  got = flops.components(model, whole(256), flops.Trainable(frozen=blocks))
+  assert got[-1].backward == 2 * got[-1].forward
+  # A norm between them is trained where only the kernel below is frozen.
+  model = make(family="bert", size="tiny", vocab_size=99, context_length=64)
+  got = flops.components(
+      model, lengths_lib.Lengths(64, 64, 0, 10, 10),
+      flops.Trainable(frozen=("embedding", "encoder", "head_transform/kernel")))
+  assert (got[-2].name, got[-2].backward) == ("head_transform", 0)
+  assert got[-1].backward == got[-1].forward
+
+
+def test_adapters_by_hand() -> None:
+  model = make(family="llama", size="98k", vocab_size=512)  # D 64, 2 layers
+  trainable = flops.Trainable(
+      frozen=("embedding", "decoder", "head"), adapter_rank=4,
+      adapted=("decoder/attention_projections/query",))
+  got = {part.name: part
+         for part in flops.components(model, whole(256), trainable)}
+  adapters = got["decoder/adapters"]
+  assert adapters.forward == 2 * 2 * 2 * 64 * 4
+  # Of the lower layer's there is no gradient of its input.
+  assert adapters.backward == 2 * adapters.forward - 2 * 64 * 4
+  assert got["head"].backward == got["head"].forward
+  assert got["decoder/feed_forward"].backward == (
+      got["decoder/feed_forward"].forward)
+
+
+@pytest.mark.parametrize("field, values", [
+    ("frozen", dict(frozen=("decodr",))),
+    ("frozen", dict(frozen=("encoder",))),
+    ("adapted", dict(adapted=("decoder/feed_forward/gate",), adapter_rank=2))])
+def test_parts_that_the_model_has_not(field: str, values: dict) -> None:
+  with pytest.raises(ValueError, match=f"trainable.{field}: .*no part.*it has "
+                     ".*decoder/attention_projections/key"):
+    flops.components(GPT2, whole(1024), flops.Trainable(**values))
+
+
+@pytest.mark.parametrize("values", [
+    dict(adapter_rank=-1), dict(adapter_rank=4), dict(adapted=("decoder",))])
+def test_adapters_need_a_rank_and_a_place(values: dict) -> None:
+  with pytest.raises(ValueError, match="adapter_rank"):
+    flops.Trainable(**values)
+
+
+# --- What is refused ---------------------------------------------------------
+
+
+def test_a_model_that_is_not_complete() -> None:
+  with pytest.raises(config_lib.ConfigError) as error:
+    count(dataclasses.replace(GPT2, vocab_size=None))
+  assert error.value.key == "model.vocab_size"
+  with pytest.raises(config_lib.ConfigError) as error:
+    count(config_lib.ModelConfig(size="98k", vocab_size=512))
+  assert error.value.key == "model.architecture"
+
+
+@pytest.mark.parametrize("values", [
+    (16, 16, 0, 16, 16), (16, 16, 16, 16, 16)])
+def test_lengths_of_another_model(values: tuple) -> None:
+  with pytest.raises(ValueError, match="lengths.encoder is 16.*'decoder'"):
+    flops.components(GPT2, lengths_lib.Lengths(*values))
+
+
+@pytest.mark.parametrize("field, values", [
+    ("window", (0, 0, 16, 16, 16)), ("encoder", (16, -1, 16, 16, 16)),
+    ("decoder", (16, 0, float("nan"), 16, 16)),
+    ("predicted", (16, 0, 16, float("inf"), 16))])
+def test_lengths_that_are_none(field: str, values: tuple) -> None:
+  with pytest.raises(ValueError, match=f"lengths.{field} is "):
+    lengths_lib.Lengths(*values)
+
+
+def test_utilisation() -> None:
+  # 10 tokens of 6 FLOPs a second, of 2 times 100.
+  assert flops.model_flops_utilization(10, 6, 2, 100) == 0.3
+  assert flops.model_flops_utilization(10, 6, 2, None) is None
+
+
+@pytest.mark.parametrize("field, values", [
+    ("tokens_per_second", (-1, 6, 2, 100)),
+    ("tokens_per_second", (float("nan"), 6, 2, None)),
+    ("flops_per_token", (10, float("inf"), 2, 100)),
+    ("num_devices", (10, 6, 0, 100)),
+    ("peak_flops_per_second", (10, 6, 2, 0))])
+def test_absurd_utilisation(field: str, values: tuple) -> None:
+  with pytest.raises(ValueError, match=f"^{field} is "):
+    flops.model_flops_utilization(*values)
+
+
+@pytest.mark.parametrize("field, values", [
+    ("params", (-1, 1)), ("tokens", (1, float("nan")))])
+def test_absurd_6n(field: str, values: tuple) -> None:
+  with pytest.raises(ValueError, match=f"^{field} is "):
+    flops.six_n_flops(*values)

@@ -21,7 +21,7 @@ PAIRS = {"model.family": "t5", "objective.corruption": "pairs",
     ({"model.context_length": 512}, (512, 0, 512, 512, 512)),
     # Prefixes of 1, 2 or 3 tokens leave 4, 3 or 2 of 4.
     ({"model.context_length": 4, "objective.prefix_lm": True},
-     (4, 0, 4, 4, 3)),
+     (4, 0, 4, 4, 3, True)),
     # Devlin et al. 2019's code: 77 predictions of 512.
     ({"model.family": "bert", "model.context_length": 512},
      (512, 512, 0, 77, 77)),

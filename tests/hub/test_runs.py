@@ -4,6 +4,8 @@
 import os
 import pathlib
 import shutil
+import subprocess
+import sys
 from typing import Any, Callable
 import warnings
 
@@ -23,6 +25,7 @@ from tfjax.hub import runs
 from tfjax.models import families
 from tfjax.models import transformer
 
+SCRIPTS = pathlib.Path(__file__).parents[2] / "scripts"
 MakeConfig = Callable[..., config_lib.ExperimentConfig]
 
 
@@ -35,7 +38,8 @@ def untrained(config: config_lib.ExperimentConfig) -> runs.Run:
       lambda x: random.standard_normal(x.shape, np.float32),
       nn.meta.unbox(transformer.abstract_parameters(
           transformer.create(config.model))))
-  return runs.Run(config, 0, params, vocabulary, tokenizer)
+  return runs.Run(config, 0, params, vocabulary, tokenizer,
+                  runs.unfinished(config, "a-run"))
 
 
 @pytest.mark.parametrize(
@@ -102,6 +106,49 @@ def test_a_run_keeps_the_tokens_that_it_was_trained_on(
     runs.load(directory)
   write(" ".join(words))
   assert runs.load(directory).tokenizer.texts() == before
+
+
+def test_a_model_card_comes_with_an_export(
+    make_config: MakeConfig, tmp_path: pathlib.Path) -> None:
+  record = train.run(make_config({"cost.region": "FRA"}), tmp_path / "runs")
+  directory = tmp_path / "runs" / record.run_id
+  result = directory / "result.json"
+
+  def card(name: str) -> str:
+    runs.load(directory).save(tmp_path / name)
+    return (tmp_path / name / "README.md").read_text(encoding="utf-8")
+
+  text = card("model")
+  for line in (f"# {record.run_id}", "| Status | complete |",
+               f"| Loss on held-out text | {record.loss:.6g} nats a token |",
+               "| Weights of step | 6 |", "| Region | FRA |"):
+    assert f"{line}\n" in text
+  (tmp_path / "own").mkdir()
+  (tmp_path / "own" / "README.md").write_text("mine")
+  assert card("own") == "mine"
+  written = result.read_text(encoding="utf-8")
+  result.write_text(written[:100])
+  assert "| Status | unknown (" in card("damaged")
+  result.write_text(written.replace('"seed": 0', '"seed": -1'))
+  with pytest.raises(hub.HubError, match="seed: -1 is negative"):
+    card("absurd")
+  assert not (tmp_path / "absurd").exists()
+  result.unlink()
+  text = card("unfinished")
+  assert "**The run is not complete but unfinished**" in text
+  assert f"| Parameters | {record.params_total:,} |\n" in text
+  assert "| Loss on held-out text | unknown |" in text
+
+
+def test_a_converted_model_keeps_its_card(
+    make_config: MakeConfig, tmp_path: pathlib.Path) -> None:
+  untrained(make_config()).save(tmp_path / "a")
+  (tmp_path / "a" / "README.md").write_text("theirs")
+  done = subprocess.run(
+      [sys.executable, SCRIPTS / "convert.py", f"--source={tmp_path}/a",
+       f"--target={tmp_path}/b"], capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr
+  assert (tmp_path / "b" / "README.md").read_text() == "theirs"
 
 
 @pytest.mark.parametrize("family", ["bert", "t5"])

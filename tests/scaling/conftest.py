@@ -90,6 +90,22 @@ def write_ledger(
   return write
 
 
+@pytest.fixture
+def paid() -> dict[str, Any]:
+  """What a record says of an hour on two devices; 300 s are accounted for by
+  nothing."""
+  return {
+      "wall_seconds": 3600.0, "startup_seconds": 120.0,
+      "compile_seconds": 180.0, "input_seconds": 60.0, "step_seconds": 2520.0,
+      "evaluation_seconds": 240.0, "checkpoint_seconds": 90.0,
+      "lost_seconds": 90.0, "goodput": 0.7, "device_count": 2,
+      "occupied_device_seconds": 7200.0, "hardware": "a-chip",
+      "peak_flops_per_second": 2e11, "peak_source": "its data sheet",
+      "mfu": 0.25, "price_usd": 3.0, "price_source": "1.5 US$ an hour",
+      "energy_kwh": 0.5, "energy_source": "TDP 250 W", "region": "a-land",
+      "pue": 1.2, "co2e_kg": 0.12, "co2e_source": "0.2 kg a kWh"}
+
+
 @pytest.fixture(name="write_run")
 def write_run_fixture() -> Callable[..., pathlib.Path]:
   return write_run

@@ -104,6 +104,24 @@ def test_off_the_optimum_by_hand():
       [np.inf, 1.0, 4e6 * (10 / 0.015) ** 2 / 1e12])
 
 
+def test_runs_against_the_frontier_by_hand():
+  made = inverse.on_frontier(Known(_EVEN), [4e6, 1e6], [2.5e5, 1e6])
+  # 1 + 10 / sqrt(4e6) + 10 / sqrt(2.5e5); so has N = D = (20 / 0.025)^2.
+  assert made["loss"].to_numpy() == pytest.approx([1.025, 1.02])
+  assert made["flops"].to_numpy() == pytest.approx([6e12, 6e12])
+  assert made["optimal_flops"].to_numpy() == pytest.approx([6 * 6.4e5**2, 6e12])
+  assert made["optimal_params"].to_numpy() == pytest.approx([6.4e5, 1e6],
+                                                            rel=1e-5)
+  assert made["overhead"].to_numpy() == pytest.approx([1 / 0.64**2, 1.0])
+  assert made["overhead_low"][0] == pytest.approx(1 / 0.64**2)
+
+
+def test_each_sample_is_asked_for_its_own_loss():
+  made = inverse.on_frontier(Known(_EVEN, spread=0.2), 1e6, 1e6)
+  # A fixed loss would cost some samples less than the run, others more.
+  assert 1.0 - 1e-9 < made["overhead_low"][0] < made["overhead_high"][0]
+
+
 @pytest.mark.parametrize("size, served, params, tokens_factor, saving", [
     # A 13B model of which 2e12 tokens are asked: 7B, 17% saved. A 30B model
     # and 1e13: 13.6B on 2.84 times the tokens, 28% saved.

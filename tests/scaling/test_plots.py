@@ -137,6 +137,18 @@ def test_many_values_become_few_series_without_empty_ones():
   assert list(levels.index) == [0] * 12 + [1]
 
 
+@pytest.mark.parametrize("scale", [1e-5, 1.0, 3e4])
+def test_loss_against_cost_is_readable(scale):
+  frame = isoflops()
+  frame["run"] = [f"run {k}" for k in frame.index]
+  hours = scale * (frame["params"] * frame["tokens"]) ** 0.6 / 1e10
+  picture = plots.draw(frame.assign(flops=1e18), {}, None, spent=pd.DataFrame({
+      "run": frame["run"], "device_hours": hours, "price_usd": 2 * hours,
+      "energy_kwh": hours, "co2e_kg": 0.1 * hours, "occupied": True}))["cost"]
+  assert len(picture.figure.axes) == 3
+  check_readable(picture)
+
+
 # --- True --------------------------------------------------------------------
 
 

@@ -63,6 +63,34 @@ def test_a_bad_result_names_its_file_and_key(tmp_path, text, problem):
   assert str(path) in str(error.value)
 
 
+def test_what_a_run_has_cost(tmp_path, write_run, paid):
+  write_run(tmp_path / "new", 1000, 10000, 3.0, **paid)
+  write_run(tmp_path / "old", 1000, 10000, 3.0)
+  frame = scaling.load(tmp_path).set_index("run_id")
+  for name, value in paid.items():
+    assert frame[name]["new"] == value, name
+  old = frame.loc["old"]
+  for name in ("wall_seconds", "lost_seconds", "occupied_device_seconds",
+               "price_usd", "pue", "goodput", "peak_flops_per_second"):
+    assert math.isnan(old[name]) and frame[name].dtype == "float64"
+  for name in ("hardware", "region", "price_source", "peak_source"):
+    assert old[name] is None
+
+
+@pytest.mark.parametrize("name, value, problem", [
+    ("price_usd", -0.01, "at least 0, or null, not -0.01"),
+    ("energy_kwh", math.inf, "finite"), ("co2e_kg", math.nan, "finite"),
+    ("pue", 0.9, "at least 1, or null, not 0.9"),
+    ("lost_seconds", -1, "at least 0"), ("wall_seconds", "3", "a number"),
+    ("occupied_device_seconds", -1, "at least 0"), ("region", 3, "text")])
+def test_what_no_run_can_have_cost(tmp_path, write_run, name, value, problem):
+  write_run(tmp_path / "run", 1000, 10000, 3.0, **{name: value})
+  with pytest.raises(scaling.RecordError, match=problem) as error:
+    scaling.load(tmp_path)
+  assert str(tmp_path / "run" / "result.json") in str(error.value)
+  assert repr(name) in str(error.value)
+
+
 def test_begun_runs_are_listed(tmp_path, write_run):
   write_run(tmp_path / "finished", 1000, 10000, 3.0)
   (tmp_path / "begun").mkdir()

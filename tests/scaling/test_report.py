@@ -15,8 +15,8 @@ from tfjax.scaling import report
 from tfjax.scaling import wording
 
 _SCRIPT = pathlib.Path(__file__).resolve().parents[2] / "scripts" / "report.py"
-_FIGURES = {"curves", "size", "compute", "frontier", "surface", "prediction",
-            "residuals", "profiles"}
+_FIGURES = {"curves", "size", "compute", "cost", "frontier", "surface",
+            "prediction", "residuals", "profiles"}
 
 
 def written(workdir: pathlib.Path, **settings: object) -> str:
@@ -57,6 +57,19 @@ def test_a_whole_report_of_runs_that_do_not_determine_the_law(
   assert "<script" not in text and "&lt;script&gt;" in text
   assert not re.findall(r"(?:src|href)=\"(?!data:)", text)
   assert "url(" not in text and "@import" not in text
+
+
+def test_what_the_runs_cost_is_a_section(write_ledger, paid):
+  workdir = write_ledger(sizes=(30000, 60000), tokens=(200000,), **paid)
+  (workdir / "cost.json").write_text(json.dumps({"runs": [
+      {"run_id": "n30000-d200000", "price_usd": 2.0}]}))
+  text = written(workdir)
+  at = [text.index(words) for words in (
+      "What it cost</h2>", "<h3>Loss against device-hours, money and CO2e</h3>",
+      "2\n→ 3 (1.50)", "there is no fit", "<h2>Runs</h2>")]
+  assert at == sorted(at)
+  assert {f"cost.{ending}" for ending in ("png", "svg", "pdf")} <= figures(
+      workdir)
 
 
 def test_one_data_size_has_no_frontier(write_ledger):

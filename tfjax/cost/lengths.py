@@ -20,6 +20,11 @@ class Lengths:
     predicted: positions on which the head runs.
     expected: the mean number of those whose loss counts; None where that
       depends on the text.
+    prefix: the decoder sees a prefix of 1 to window - 1 tokens whole, each
+      length of it as likely.
+
+  Raises:
+    ValueError: a length is no length.
   """
 
   window: int
@@ -27,6 +32,14 @@ class Lengths:
   decoder: int
   predicted: int
   expected: float | None
+  prefix: bool = False
+
+  def __post_init__(self) -> None:
+    for field, least in (("window", 1), ("encoder", 0), ("decoder", 0),
+                         ("predicted", 0)):
+      if not least <= getattr(self, field) < float("inf"):
+        raise ValueError(f"lengths.{field} is {getattr(self, field)}; it must "
+                         f"be at least {least}, and finite")
 
 
 def of(config: config_lib.ExperimentConfig) -> Lengths:
@@ -89,7 +102,7 @@ def _causal(objective: config_lib.ObjectiveConfig, length: int) -> Lengths:
         "objective.prefix_lm", "splits a window in two; raise "
         "model.context_length to 2 or more")
   # A prefix of p tokens, 1 <= p < length, leaves length + 1 - p to predict.
-  return Lengths(length, 0, length, length, length / 2 + 1)
+  return Lengths(length, 0, length, length, length / 2 + 1, prefix=True)
 
 
 def _within_positions(lengths: Lengths, config: config_lib.ExperimentConfig,

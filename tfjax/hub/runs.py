@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run of ours has trained, read back from its directory."""
 
+from collections.abc import Mapping
 import dataclasses
 import json
 import os
@@ -14,6 +15,7 @@ import orbax.checkpoint as ocp
 
 from tfjax import config as config_lib
 from tfjax.cost import budget
+from tfjax.cost import card
 from tfjax.data import store as store_lib
 from tfjax.data import tokenizers
 from tfjax.data import vocabulary as vocabulary_lib
@@ -22,6 +24,7 @@ from tfjax.hub import huggingface
 from tfjax.hub import settings as settings_lib
 from tfjax.models import transformer
 from tfjax.train import checkpoints
+from tfjax.train import records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +37,8 @@ class Run:
     params: on the first device.
     vocabulary: the roles of its tokens.
     tokenizer: of its corpus, without what the objective adds.
+    record: what is known of the run, as result.json has it; of one that has
+      not ended, what its config says.
   """
 
   config: config_lib.ExperimentConfig
@@ -41,6 +46,7 @@ class Run:
   params: dict
   vocabulary: vocabulary_lib.Vocabulary
   tokenizer: tokenizers.Tokenizer
+  record: Mapping[str, Any]
 
   def token_ids(self) -> dict[str, int]:
     """Special tokens by the names that config.json has for them, but for
@@ -66,13 +72,24 @@ class Run:
   def save(self, directory: str | os.PathLike[str], **options: Any) -> None:
     """Writes a Hugging Face directory; `options` are those of `hub.save`.
 
+    Its README.md is the model card; one that is there already is kept.
+
     Raises:
-      HubError, DataError: as `hub.save` and `prompt_tokenizer`.
+      HubError, DataError: as `hub.save` and `prompt_tokenizer`; the record
+        is damaged.
     """
+    try:
+      text = card.model_card({**self.record, "checkpoint_step": self.step})
+    except ValueError as error:
+      raise errors.HubError(f"the run's result.json is damaged ({error}); "
+                            "without it the run can still be saved") from error
     tokenizer = self.prompt_tokenizer()
     huggingface.save(self.config.model, self.params, directory,
                      token_ids=self.token_ids(), **options)
     tokenizer.save(directory)
+    readme = pathlib.Path(directory) / "README.md"
+    if not readme.exists():
+      readme.write_text(text, encoding="utf-8")
     fixed = settings_lib.fixed_token_ids(self.config.model)
     padding = fixed.get("pad_token_id", self.vocabulary.pad)
     if padding != self.vocabulary.pad:
@@ -132,7 +149,32 @@ def load(directory: str | os.PathLike[str]) -> Run:
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
       nn.meta.unbox(transformer.abstract_parameters(
           transformer.create(config.model)))))
-  return Run(config, step, params, vocabulary, tokenizer)
+  return Run(config, step, params, vocabulary, tokenizer,
+             _record(directory, config))
+
+
+def _record(directory: pathlib.Path,
+            config: config_lib.ExperimentConfig) -> dict[str, Any]:
+  try:
+    result = records.read_result(directory)
+  except records.RecordError as error:  # the weights may be sound
+    return unfinished(config, directory.resolve().name) | dict(
+        status="unknown", status_reason=str(error))
+  return result or unfinished(config, directory.resolve().name)
+
+
+def unfinished(config: config_lib.ExperimentConfig,
+               run_id: str) -> dict[str, Any]:
+  """What is known of a run that has no result yet; config: complete."""
+  counts = transformer.count_parameters(config.model)
+  return dict(
+      run_id=run_id, status="unfinished", family=config.model.family,
+      objective=config.objective.name, seed=config.seed,
+      params_total=counts.total, params_embedding=counts.embedding,
+      params_non_embedding=counts.non_embedding, params_head=counts.head,
+      params_active=counts.total, vocab_size=config.model.vocab_size,
+      corpus=config.data.corpus, tokenizer=config.data.tokenizer.kind,
+      init_from=config.init_from)
 
 
 def _store(config: config_lib.DataConfig,

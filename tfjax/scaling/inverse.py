@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Questions that start from a loss: how much compute, which N and D, how many
-tokens, and what it costs to be off the optimum.
+tokens, and what it costs, or has cost, to be off the optimum.
 
 Answers are of a fit, with bands over its bootstrap; those that start from a
 budget are `result.Fit.compute_optimal` and `frontier`. N is found by search, D
@@ -175,6 +175,40 @@ def off_optimum(
                 *ask.cheapest(loss, np.zeros_like(loss))),
             "overhead": needed / budget}
   return _answer(fit, {"factor": factors}, quantities, given)
+
+
+def on_frontier(fit: result.Fit, params: FloatArray | float,
+                tokens: FloatArray | float,
+                given: frontier.Given | None = None) -> pd.DataFrame:
+  """What models of given N and D cost, against the cheapest of their loss.
+
+  The loss is the law's at N and D. Both costs follow from N and D by
+  `fit.cost`, so that no model is cheaper than the cheapest.
+
+  Args:
+    fit: of a law in which N and D trade off.
+    params, tokens: N and D, one row a pair.
+    given: values of further axes of the law.
+
+  Returns:
+    params, tokens, then, each with _low and _high: loss; flops;
+    optimal_flops, the least that reaches this loss, and optimal_params, the N
+    that does; overhead, flops / optimal_flops. Each sample of the bootstrap
+    is asked for its own loss at N and D.
+
+  Raises:
+    ValueError: an argument is not positive, or the law has no trade-off.
+  """
+  sizes, read = np.broadcast_arrays(frontier.positive("params", params),
+                                    frontier.positive("tokens", tokens))
+  def quantities(natural: FloatArray) -> _Quantities:
+    ask = _Surface(fit, natural, given)
+    loss = ask.loss(sizes, read)
+    best, with_tokens = ask.cheapest(loss, np.zeros_like(loss))
+    spent, least = ask.flops(sizes, read), ask.flops(best, with_tokens)
+    return {"loss": loss, "flops": spent + 0 * loss, "optimal_flops": least,
+            "optimal_params": best, "overhead": spent / least}
+  return _answer(fit, {"params": sizes, "tokens": read}, quantities, given)
 
 
 # --- Details -----------------------------------------------------------------

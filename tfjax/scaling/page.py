@@ -48,6 +48,7 @@ th, td { padding: 5px 9px; text-align: right; white-space: nowrap;
 th { color: var(--soft); font-weight: 600; background: #fafbfb; }
 tr:last-child td { border-bottom: 0; }
 .left th, .left td, td:first-child, th:first-child { text-align: left; }
+.lines td { white-space: pre; }
 .wrap td { white-space: normal; overflow-wrap: anywhere; }
 .wrap td:first-child { white-space: nowrap; vertical-align: top; }
 .card .scroll { border: 0; margin: 0; }

@@ -14,6 +14,7 @@ import pandas as pd
 from tfjax.scaling import approaches
 from tfjax.scaling import result
 from tfjax.scaling.figures import canvas
+from tfjax.scaling.figures import cost as figures_cost
 from tfjax.scaling.figures import frontier as figures_frontier
 from tfjax.scaling.figures import law as figures_law
 from tfjax.scaling.figures import profile as figures_profile
@@ -30,6 +31,7 @@ def draw(
     fit: result.Fit | None,
     entropy_rate: float | None = None,
     compared: approaches.Comparison | None = None,
+    spent: pd.DataFrame | None = None,
 ) -> dict[str, canvas.Picture]:
   """Every figure that the data allow, by name, in reading order.
 
@@ -40,6 +42,7 @@ def draw(
     fit: None where there is none; then only curves and points are drawn.
     entropy_rate: the known irreducible loss (nats a token), if any.
     compared: the three approaches on the runs of the fit, if they apply.
+    spent: what the runs have cost, as `costs.spent` has it, if it is known.
   """
   made: list[tuple[str, Callable[[], canvas.Picture | None]]] = []
   has_runs = frame is not None and len(frame) > 0
@@ -52,6 +55,8 @@ def draw(
   if has_runs:
     made.append(("compute", lambda: figures_runs.compute(
         frame, fit, entropy_rate)))
+  if has_runs and spent is not None:
+    made.append(("cost", lambda: figures_cost.cost(frame, spent)))
   if fit is not None and has_runs and compared is not None:
     made += [("isoflop", lambda: figures_frontier.curves(
                  compared.isoflop, fit)),

@@ -23,12 +23,20 @@ NUMBERS = (
     "flops_encoder", "flops_decoder", "loss", "loss_stderr", "train_loss",
     "bits_per_byte", "vocab_size", "bytes_per_token", "entropy_rate",
     "device_count", "device_seconds", "tokens_per_second", "mfu",
-    "energy_kwh", "co2e_kg")
+    "peak_flops_per_second", "wall_seconds", "startup_seconds",
+    "compile_seconds", "input_seconds", "step_seconds", "evaluation_seconds",
+    "checkpoint_seconds", "lost_seconds", "goodput", "occupied_device_seconds",
+    "price_usd", "energy_kwh", "pue", "co2e_kg")
 TEXTS = (
     "run_id", "sweep", "status", "status_reason", "family", "objective",
     "loss_counts", "flops_convention", "tokenizer", "corpus", "device_kind",
-    "energy_source", "co2e_source", "config_hash", "code_version",
-    "python_version", "host_cpu", "started_at", "finished_at")
+    "peak_source", "hardware", "price_source", "energy_source", "region",
+    "co2e_source", "config_hash", "code_version", "python_version", "host_cpu",
+    "started_at", "finished_at")
+# What a sum of must not be spoilt by: finite, and at least so much.
+LEAST = {**{name: 0.0 for name in NUMBERS if name.endswith("_seconds")},
+         "mfu": 0.0, "goodput": 0.0, "price_usd": 0.0, "energy_kwh": 0.0,
+         "co2e_kg": 0.0, "pue": 1.0}
 # Columns that config.json holds, and where.
 CONFIGURED = {"d_model": ("model", "d_model"),
               "num_layers": ("model", "num_layers"),
@@ -141,6 +149,19 @@ def curves(directory: str | os.PathLike[str]) -> pd.DataFrame:
   return frame
 
 
+def check_number(path: pathlib.Path, name: str, value: Any,
+                 least: float | None = None) -> None:
+  """Raises a RecordError unless it is a number or null; where `LEAST` or
+  `least` says how much it is at least, a finite one."""
+  least = LEAST.get(name, least)
+  if isinstance(value, bool) or not isinstance(value, int | float | None):
+    raise RecordError(path, f"{name!r} must be a number or null, not "
+                      f"{value!r}")
+  if not (value is None or least is None or least <= value < math.inf):
+    raise RecordError(path, f"{name!r} must be finite and at least "
+                      f"{least:g}, or null, not {value!r}")
+
+
 def _walk(
     workdir: str | os.PathLike[str]
 ) -> Iterator[tuple[pathlib.Path, list[str]]]:
@@ -153,7 +174,8 @@ def _walk(
     yield pathlib.Path(root), names
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """A JSON object; a RecordError that names the file where it is none."""
   try:
     row = json.loads(path.read_text(encoding="utf-8"))
   except ValueError as error:
@@ -165,7 +187,7 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
 
 def _read_config(path: pathlib.Path) -> dict[str, Any]:
   """The columns of `CONFIGURED` that a run's config.json holds."""
-  config = _read_json(path) if path.is_file() else {}
+  config = read_json(path) if path.is_file() else {}
   found = {}
   for name, (section, key) in CONFIGURED.items():
     fields = config.get(section, {})
@@ -180,7 +202,7 @@ def _read_config(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _read_result(path: pathlib.Path) -> dict[str, Any]:
-  row = _read_json(path)
+  row = read_json(path)
   row["directory"] = str(path.parent)
   row = _read_config(path.with_name(_CONFIG)) | row
   for name in REQUIRED:
@@ -191,10 +213,7 @@ def _read_result(path: pathlib.Path) -> dict[str, Any]:
       raise RecordError(path, f"{name!r} must be text or null, not "
                         f"{row[name]!r}")
   for name in (*NUMBERS, *CONFIGURED):
-    value = row.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float | None):
-      raise RecordError(path, f"{name!r} must be a number or null, not "
-                        f"{value!r}")
+    check_number(path, name, row.get(name))
   if row["status"] not in STATUSES:
     raise RecordError(path, f"'status' must be one of {', '.join(STATUSES)}, "
                       f"not {row['status']!r}")

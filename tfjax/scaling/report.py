@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 
 from tfjax.scaling import approaches
+from tfjax.scaling import cost_section
+from tfjax.scaling import costs
 from tfjax.scaling import page
 from tfjax.scaling import plots
 from tfjax.scaling import records
@@ -49,7 +51,8 @@ def write(workdir: str | os.PathLike[str],
 
   Raises:
     FileNotFoundError: no such directory, or no run in it has a result.
-    records.RecordError: a record cannot be read.
+    records.RecordError: a record, or the forecast of what they were to cost,
+      cannot be read.
     ValueError: a setting is out of range.
   """
   workdir = pathlib.Path(workdir)
@@ -57,6 +60,7 @@ def write(workdir: str | os.PathLike[str],
   if not len(frame):
     raise FileNotFoundError(
         f"no run below {workdir} has a result.json; nothing to report")
+  forecast = costs.read_forecast(workdir)
   fit, problem = None, ""
   settings = dict(settings) if settings else {
       "holdout": default_holdout(frame)}
@@ -71,15 +75,20 @@ def write(workdir: str | os.PathLike[str],
             in zip(table.run_names(frame), frame["directory"])}
   entropy_rate = _only(frame["entropy_rate"])
   compared = _compare(fit)
-  pictures = plots.draw(runs, curves, fit, entropy_rate, compared)
+  figures = _figures(workdir, plots.draw(
+      runs, curves, fit, entropy_rate, compared, costs.spent(frame)))
+  cost = figures.pop("cost", "")
+  unfinished = records.unfinished(workdir)
   return _write(workdir, _title(frame), [
       _headline(frame, runs, fit),
       sections.no_fit(problem) if fit is None else
       sections.fitted_law(fit, entropy_rate),
-      *_figures(workdir, pictures),
+      *figures.values(),
       "" if fit is None else sections.optimal(fit, compared),
+      cost_section.section(frame, forecast, [p.name for p in unfinished], fit,
+                           runs, cost),
       _run_table(frame),
-      _left_out(frame, fit, records.unfinished(workdir)),
+      _left_out(frame, fit, unfinished),
       "" if fit is None else sections.conventions(fit),
       _provenance(frame),
   ])
@@ -100,11 +109,12 @@ def write_fit(fit: result.Fit, directory: str | os.PathLike[str],
   directory = pathlib.Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
   compared = _compare(fit)
-  pictures = plots.draw(plots.runs_of(fit), {}, fit, compared=compared)
+  figures = _figures(directory, plots.draw(
+      plots.runs_of(fit), {}, fit, compared=compared))
   return _write(directory, title, [
       _fit_headline(fit, title),
       sections.fitted_law(fit),
-      *_figures(directory, pictures),
+      *figures.values(),
       sections.optimal(fit, compared),
       _farthest(fit),
       sections.excluded([[e.run, e.reason] for e in fit.excluded],
@@ -133,12 +143,13 @@ def _write(directory: pathlib.Path, title: str,
 
 
 def _figures(directory: pathlib.Path,
-             pictures: Mapping[str, canvas.Picture]) -> list[str]:
-  """Writes the figures, and gives their sections."""
+             pictures: Mapping[str, canvas.Picture]) -> dict[str, str]:
+  """Writes the figures, and gives their sections, by name."""
   (directory / "figures").mkdir(exist_ok=True)
-  return [sections.figure(name, picture, plots.save(
-      picture, directory / "figures", name))
-          for name, picture in pictures.items()]
+  return {name: sections.figure(
+      name, picture, plots.save(picture, directory / "figures", name),
+      level=3 if name == "cost" else 2)  # A part of a section.
+          for name, picture in pictures.items()}
 
 
 # --- Sections ----------------------------------------------------------------
@@ -274,8 +285,6 @@ def _provenance(frame: pd.DataFrame) -> str:
       ["passes over the data", f"at most {frame['epochs'].max():.3g}"
        if frame["epochs"].notna().any() else wording.UNKNOWN],
       ["FLOPs convention", _values(frame["flops_convention"])],
-      ["energy", _total(frame, "energy_kwh", "kWh", "energy_source")],
-      ["CO2e", _total(frame, "co2e_kg", "kg", "co2e_source")],
       ["began, ended", f"{frame['started_at'].dropna().min()} to "
        f"{frame['finished_at'].dropna().max()}"
        if frame["finished_at"].notna().any() else wording.UNKNOWN],
@@ -330,12 +339,3 @@ def _range(column: pd.Series, form: str | None = None) -> str:
 
 def _integer(value: float) -> str:
   return f"{value:.0f}" if wording.known(value) else wording.UNKNOWN
-
-
-def _total(frame: pd.DataFrame, name: str, unit: str, source: str) -> str:
-  known = frame[name].notna()
-  if not known.any():
-    return wording.UNKNOWN
-  missing = f", {(~known).sum()} runs unknown" if not known.all() else ""
-  return (f"{frame[name].sum():.3g} {unit} ({_values(frame[source][known])}"
-          f"{missing})")

@@ -96,11 +96,12 @@ def unseen(fit: result.Fit) -> str:
       ) + _predictions(fit, fit.extrapolation)
 
 
-def figure(name: str, picture: canvas.Picture, svg: bytes) -> str:
+def figure(name: str, picture: canvas.Picture, svg: bytes,
+           level: int = 2) -> str:
   """A figure with its caption, and where it lies as a file."""
   files = ", ".join(f"figures/{name}.{ending}" for ending in ("png", "svg",
                                                              "pdf"))
-  return page.heading(picture.title) + page.figure(
+  return page.heading(picture.title, level) + page.figure(
       svg, f"{picture.caption} ({files})", picture.title)
 
 
