@@ -85,7 +85,34 @@ def main(arguments: Sequence[str]) -> int:
           f"{record.loss_counts})")
   if record.status_reason:
     print(record.status_reason)
+  print(_taken(record))
   return _exit_code(record)
+
+
+def _taken(record: records.RunRecord) -> str:
+  """One line: what the run took, and what of it is not known."""
+  if record.wall_seconds is None:
+    return "what it took is not on record"
+  phases = ("startup", "compile", "input", "step", "evaluation", "checkpoint",
+            "lost")
+  spent = {name: getattr(record, f"{name}_seconds") or 0.0 for name in phases}
+  spent["other"] = record.wall_seconds - sum(spent.values())
+  split = ", ".join(f"{name} {seconds:.1f}" for name, seconds in spent.items()
+                    if seconds >= 0.05)
+
+  def known(value: float | None, text: str, unknown: str) -> str:
+    return unknown if value is None else text.format(value)
+
+  mfu_unknown = ("unknown: the peak of this device is"
+                 if record.peak_flops_per_second is None else
+                 "unknown: on several kinds of devices")
+  return (f"took {record.wall_seconds:.1f} s ({split}), goodput "
+          + ", ".join([
+              known(record.goodput, "{:.0%}", "unknown"),
+              "MFU " + known(record.mfu, "{:.1%}", mfu_unknown),
+              known(record.energy_kwh, "{:.3g} kWh", "energy unknown"),
+              known(record.price_usd, "{:.3g} USD", "price unknown"),
+              known(record.co2e_kg, "{:.3g} kg CO2e", "CO2e unknown")]))
 
 
 def _exit_code(record: records.RunRecord) -> int:

@@ -93,8 +93,7 @@ def damage_newest(run_dir: pathlib.Path) -> None:
 
 
 def rows(run_dir: pathlib.Path) -> list[dict[str, Any]]:
-  return [{k: v for k, v in row.items()
-           if k not in ("seconds", "tokens_per_second")}
+  return [{k: v for k, v in row.items() if k not in records.MEASURED}
           for row in records.read_metrics(run_dir / "metrics.jsonl")]
 
 
@@ -164,6 +163,14 @@ def test_a_run_killed_twenty_times_ends_bit_by_bit_like_one_that_was_not(
                "tokens_seen", "flops_total", "steps"):
     assert record[name] == reference[name], name
   assert rows(run_dir) == rows(whole / "run")
+  # Spent though lost, and in what the rows say is spent.
+  assert reference["lost_seconds"] == 0 < record["lost_seconds"]
+  assert record["wall_seconds"] > (
+      reference["step_seconds"] + record["lost_seconds"])
+  taken = [row["device_seconds"] for row in records.read_metrics(
+      run_dir / "metrics.jsonl")]
+  assert taken == sorted(taken)
+  assert taken[-1] < record["occupied_device_seconds"]
   state, expected = final_state(run_dir), final_state(whole / "run")
   assert state.keys() == expected.keys() and len(state) > 20
   for name, leaf in state.items():

@@ -28,22 +28,26 @@ from tfjax.train import records
 from tfjax.train import step as step_lib
 from tfjax.train import watchdog
 
-TIMINGS = ("seconds", "tokens_per_second")
 # What result.json promises to hold, known or null.
 FIELDS = """
     run_id sweep status status_reason family objective seed params_total
     params_embedding params_non_embedding params_active tokens_seen
-    unique_tokens epochs steps batch_tokens flops_total flops_matmul
-    flops_attention flops_head flops_recompute flops_convention loss
+    unique_tokens epochs steps batch_tokens dtype flops_total flops_matmul
+    flops_attention flops_head flops_recompute flops_convention
+    flops_by_component flops_by_convention loss
     loss_stderr bits_per_byte tokenizer bytes_per_token device_kind
-    device_count device_seconds tokens_per_second mfu energy_kwh
-    energy_source co2e_kg co2e_source config_hash code_version packages
+    device_count device_seconds tokens_per_second mfu peak_flops_per_second
+    peak_source wall_seconds startup_seconds compile_seconds input_seconds
+    step_seconds evaluation_seconds checkpoint_seconds lost_seconds goodput
+    occupied_device_seconds hardware price_usd price_source energy_kwh
+    energy_source region pue co2e_kg co2e_source config_hash code_version
+    packages
     """.split()
 
 
 def rows(run_dir: pathlib.Path) -> list[dict[str, Any]]:
-  """The metrics of a run, timings apart."""
-  return [{k: v for k, v in row.items() if k not in TIMINGS}
+  """The metrics of a run, without what they took."""
+  return [{k: v for k, v in row.items() if k not in records.MEASURED}
           for row in records.read_metrics(run_dir / "metrics.jsonl")]
 
 

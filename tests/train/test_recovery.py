@@ -21,11 +21,10 @@ from tfjax.train import records
 from tfjax.train import recovery
 
 Batches = objectives.TrainingBatches
-TIMINGS = ("seconds", "tokens_per_second")
 
 
 def rows(run_dir: pathlib.Path) -> list[dict[str, Any]]:
-  return [{k: v for k, v in row.items() if k not in TIMINGS}
+  return [{k: v for k, v in row.items() if k not in records.MEASURED}
           for row in records.read_metrics(run_dir / "metrics.jsonl")]
 
 

@@ -18,7 +18,9 @@ from tfjax.train import records
 from tfjax.train import tracking
 
 VARYING = {"started_at", "finished_at", "device_seconds", "compile_seconds",
-           "tokens_per_second", "run_id"}
+           "tokens_per_second", "run_id", "wall_seconds", "startup_seconds",
+           "input_seconds", "step_seconds", "evaluation_seconds",
+           "checkpoint_seconds", "occupied_device_seconds", "goodput"}
 
 
 def inspect(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -47,6 +49,19 @@ def test_an_offline_run_mirrors_the_records(
   for item, row in zip(history, rows):
     assert item[f"{row['kind']}/loss"] == row["loss"]
     assert (item["step"], item["tokens"]) == (row["step"], row["tokens"])
+    assert item["device_seconds"] == row["device_seconds"]
+    # What is not known is left out: a chart has no point there.
+    assert row["energy_kwh"] is None and "energy_kwh" not in item
+    assert "train/mfu" not in item
+  # Whatever a chart may be against; most often tokens.
+  axes = {one["metric"]["name"] for one in found if one["type"] == "metric"
+          and "name" in one["metric"]}
+  assert axes == {"step", "tokens", "flops", "seconds", "device_seconds",
+                  "energy_kwh"}
+  assert {one["metric"]["glob_name"]: one["metric"]["step_metric"]
+          for one in found if one["type"] == "metric"
+          and "glob_name" in one["metric"]} == {
+              "train/*": "tokens", "evaluation/*": "tokens"}
   summary: dict[str, Any] = {}
   for one in found:
     if one["type"] == "summary":

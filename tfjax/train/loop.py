@@ -14,8 +14,6 @@ import dataclasses
 import logging
 import math
 import pathlib
-import time
-import traceback
 from typing import Any, Callable, Iterable
 
 from flax import linen as nn
@@ -23,6 +21,7 @@ import jax
 import numpy as np
 
 from tfjax import config as config_lib
+from tfjax.cost import energy
 from tfjax.models import attention_choice
 from tfjax.objectives import loss as loss_lib
 from tfjax.train import checkpoints as checkpoints_lib
@@ -36,6 +35,7 @@ from tfjax.train import records
 from tfjax.train import recovery as recovery_lib
 from tfjax.train import rows as rows_lib
 from tfjax.train import sharding
+from tfjax.train import spent as spent_lib
 from tfjax.train import step as step_lib
 from tfjax.train import summary
 from tfjax.train import watchdog
@@ -73,16 +73,20 @@ def run(
     WriteError: the disk is full, say; the newest checkpoint is kept.
     Exception: whatever training raised, after it was recorded as `failed`.
   """
+  clock = clock_lib.Clock()
   cluster.initialize(config.runtime)
-  run_id = run_id or records.run_id(config)
-  run_dir = pathlib.Path(workdir) / run_id
+  run_dir = pathlib.Path(workdir) / (run_id or records.run_id(config))
   with cluster.together(), contextlib.ExitStack() as held:
     finished = claim.shared(lambda: _claim(config, run_dir, held))
     if finished is not None:
       return records.RunRecord(**finished)
     started_at = records.now()
+    mesh = sharding.make_mesh(config)
+    meter = held.enter_context(energy.Meter(
+        config.cost.measure_energy, mesh.local_devices))
+    spent = spent_lib.Spent(config, mesh, run_dir, clock, meter)
     try:
-      this = _Run(config, run_dir, sweep, started_at, on_row)
+      this = _Run(config, run_dir, sweep, started_at, on_row, spent)
       # Only now: until there is something to save, a signal ends it at once.
       with interrupts.stop_requested() as stop:
         return this.train(stop)
@@ -90,7 +94,8 @@ def run(
       raise
     except Exception as error:
       if cluster.is_main():
-        _record_failure(config, run_dir, sweep, started_at, error)
+        summary.record_failure(
+            config, run_dir, sweep, started_at, error, spent)
       raise
 
 
@@ -108,28 +113,14 @@ def _claim(config: config_lib.ExperimentConfig, run_dir: pathlib.Path,
   return dataclasses.asdict(finished)
 
 
-def _record_failure(
-    config: config_lib.ExperimentConfig, run_dir: pathlib.Path,
-    sweep: str | None, started_at: str, error: Exception) -> None:
-  reason = "".join(traceback.format_exception_only(error)).strip()
-  record = records.RunRecord(
-      run_id=run_dir.name, status="failed", status_reason=reason, sweep=sweep,
-      config_hash=config_lib.config_hash(config), started_at=started_at,
-      finished_at=records.now(), **records.provenance())
-  try:
-    records.write_result(run_dir, dataclasses.asdict(record))
-  except records.WriteError as second:
-    _LOG.error("the failure itself is not on record: %s", second)
-
-
 class _Run:
   """One run while it goes on; `train` takes it to its end."""
 
   def __init__(self, config: config_lib.ExperimentConfig,
                run_dir: pathlib.Path, sweep: str | None, started_at: str,
-               on_row: OnRow | None):
+               on_row: OnRow | None, spent: spent_lib.Spent):
     self.run_dir, self.sweep, self.started_at = run_dir, sweep, started_at
-    self.on_row = on_row
+    self.on_row, self.spent, self.clock = on_row, spent, spent.clock
     self.parts = parts_lib.make(config)
     self.config, self.budget = self.parts.config, self.parts.budget
     self.rows: rows_lib.Rows | None = None  # at the main process
@@ -147,10 +138,12 @@ class _Run:
       try:
         self._start()
         ending = self._loop(stop)
+        self.clock.enter("checkpoint")
         saved = self.checkpoints.latest_step()  # waits for the last save
       finally:
         if self.rows is not None:
           self.rows.close()
+    self.clock.enter("other")
     if ending.status == "interrupted" and saved != ending.steps:
       ending = dataclasses.replace(ending, reason=(
           f"{ending.reason}, but that step could not be saved: the run will "
@@ -159,7 +152,8 @@ class _Run:
       ending = dataclasses.replace(ending, reason=(
           "the last parameters could not be saved; to have them, make room, "
           f"delete result.json and start again: from step {saved or 0}"))
-    result = claim.shared(lambda: self._finish(ending))
+    self.spent.note(ending.steps)
+    result = claim.shared(lambda: self._finish(ending, saved))
     return records.RunRecord(**result)
 
   # --- Begin -----------------------------------------------------------------
@@ -173,15 +167,12 @@ class _Run:
     else:
       self.state, counters = restored
       self._check(counters)
-    device = self.parts.mesh.devices.flat[0]
-    self.clock = clock_lib.Clock(
-        self.parts.mesh.size, device.device_kind, counters)
+    step = int(self.state.step)
+    self.spent.start(counters, step)
     self.recovery = recovery_lib.Recovery(self.config.recovery, counters)
-    before = counters or dict(compile_seconds=0.0, resumes=-1, failed_saves=0)
-    self.compile_seconds = before["compile_seconds"]
+    before = counters or dict(resumes=-1, failed_saves=0)
     self.resumes = before["resumes"] + 1
     self.failed_saves_before = before["failed_saves"]
-    step = int(self.state.step)
     if self.resumes:
       _LOG.info("%s: resuming after step %d", self.run_dir.name, step)
     self.rows_lost = claim.shared(lambda: self._open_rows(step))
@@ -197,7 +188,7 @@ class _Run:
 
   def _check(self, counters: dict[str, Any]) -> None:
     """Raises a RecordError unless a checkpoint is of this run."""
-    if "config" not in counters:
+    if not {"config", *spent_lib.NOTHING} <= counters.keys():
       raise records.RecordError(
           f"{self.run_dir}: its checkpoint was saved by an older version of "
           "this code and cannot be gone on from; delete the directory, or "
@@ -226,9 +217,7 @@ class _Run:
           self.config.model, mesh.devices.flat[0].platform,
           self.config.train.dtype, batch.inputs)
     _LOG.info("attention: %s (%s)", self.attention, why)
-    begin = time.perf_counter()
     compiled = self.parts.steps.compiled_train(batch)
-    self.compile_seconds += time.perf_counter() - begin
     cluster.barrier()  # a collective would not wait for the slowest compiler
     return compiled
 
@@ -237,31 +226,36 @@ class _Run:
   def _loop(self, stop: interrupts.Stop) -> summary.Ending:
     total, step = self.budget.steps, int(self.state.step)
     self.dog.at("compile", step)
+    self.clock.enter("compile")
     train_step = self._compile()
     agreement = cluster.Agreement(self.parts.mesh)
+    self.spent.note(step)
     self.save_timer = clock_lib.SaveTimer(self.config.checkpoint)
     pending = None
     if step == total and self.rows_lost:
       self._evaluate(step)  # the result has its loss from there
     while step < total:
-      with self.clock:
-        self.dog.at("data", step + 1)
-        batch = self._batch(step + self.recovery.offset)
-        self.dog.at("step", step + 1)
-        self.state, metrics = train_step(self.state, batch)
-        step += 1
-        stopping, saving = agreement.exchange(*self._wishes(stop))
-        evaluating = _every(self.config.evaluation.every_steps, step)
-        every = self.config.checkpoint
-        saving |= (_every(every.every_steps, step) or stopping or
-                   _every(every.keep_every_steps, step))
-        if step == total:
-          evaluating = saving = True
-        # Read one step late: the device always has a step to work on.
-        ready, pending = [pending] if pending else [], (step, metrics)
-        if evaluating or saving:
-          ready, pending = [*ready, pending], None
-        bad = self._read(ready)
+      self.dog.at("data", step + 1)
+      self.clock.enter("input")
+      batch = self._batch(step + self.recovery.offset)
+      # Nobody has waited for data while the devices had a step to work on.
+      busy = pending is not None and not pending[1]["loss"].is_ready()
+      self.dog.at("step", step + 1)
+      self.clock.enter("step", was="step" if busy else None)
+      self.state, metrics = train_step(self.state, batch)
+      step += 1
+      stopping, saving = agreement.exchange(*self._wishes(stop))
+      evaluating = _every(self.config.evaluation.every_steps, step)
+      every = self.config.checkpoint
+      saving |= (_every(every.every_steps, step) or stopping or
+                 _every(every.keep_every_steps, step))
+      if step == total:
+        evaluating = saving = True
+      # Read one step late: the device always has a step to work on.
+      ready, pending = [pending] if pending else [], (step, metrics)
+      if evaluating or saving:
+        ready, pending = [*ready, pending], None
+      bad = self._read(ready)
       if evaluating and not bad:
         bad = self._evaluate(step)
       if bad and bad.diverged:
@@ -308,8 +302,10 @@ class _Run:
       row["bad"] = True
     if (step % self.config.train.log_every_steps == 0 or step == 1 or
         step == self.budget.steps or bad):
-      row.update(seconds=self.clock.seconds(),
-                 tokens_per_second=self.clock.rate_since_last())
+      rate = self.clock.rate_since_last()
+      row.update(seconds=self.clock.seconds(), tokens_per_second=rate,
+                 mfu=self.spent.mfu(rate, self.budget.flops_per_token),
+                 **self.spent.columns())
       self._write(row)
     return row
 
@@ -324,12 +320,14 @@ class _Run:
   def _evaluate(self, step: int) -> recovery_lib.Bad | None:
     """Writes the row; a held-out loss that is not finite is bad."""
     self.dog.at("evaluation", step)
+    self.clock.enter("evaluation")
     result = evaluation.evaluate(
         self.parts.steps, self.state.params, self.parts.evaluation_batches,
         self.parts.num_bytes)
     self._write(dict(kind="evaluation", step=step, **self._position(step),
                      loss=result.loss, loss_stderr=result.loss_stderr,
-                     bits_per_byte=result.bits_per_byte))
+                     bits_per_byte=result.bits_per_byte,
+                     **self.spent.columns()))
     if math.isfinite(result.loss):
       return None
     return self.recovery.judge_parameters(
@@ -338,12 +336,14 @@ class _Run:
   def _save(self, step: int) -> None:
     """Starts to save the state of a step whose loss has been seen."""
     self.dog.at("checkpoint", step)
+    self.clock.enter("checkpoint")
+    self.spent.gather()
     # Rows first: a resume from this checkpoint expects them on file.
     claim.shared(lambda: self.rows.sync())  # pylint: disable=unnecessary-lambda
     self.checkpoints.save(step, self.state, dict(
-        **self._position(step), **self.clock.counters(),
-        **self.recovery.counters(), compile_seconds=self.compile_seconds,
-        resumes=self.resumes, failed_saves=self._failed_saves(),
+        **self._position(step), **self.spent.counters(),
+        **self.recovery.counters(), resumes=self.resumes,
+        failed_saves=self._failed_saves(),
         config=config_lib.to_dict(self.parts.given),
         store=self.parts.store.path.name))
     self.save_timer.reset()
@@ -354,10 +354,12 @@ class _Run:
   def _roll_back(self, bad: recovery_lib.Bad) -> int:
     """Back to the newest checkpoint, or the start; returns its step."""
     self.dog.at("rollback", bad.step)
+    self.clock.enter("checkpoint")
     self.state = None  # its memory is needed
     restored = self.checkpoints.restore(
         self.parts.steps.abstract_state, self.recovery.suspect(bad))
-    self.state = self._new_state() if restored is None else restored[0]
+    self.state, counters = restored or (self._new_state(), None)
+    self.clock.undo(counters)
     step = int(self.state.step)
     kept = list(self.recovery.rollbacks)
     row = self.recovery.roll_back(bad, step)
@@ -370,18 +372,23 @@ class _Run:
 
   # --- End -------------------------------------------------------------------
 
-  def _finish(self, ending: summary.Ending) -> dict[str, Any]:
-    """Writes the result, and returns it as it was written."""
+  def _finish(self, ending: summary.Ending,
+              saved: int | None) -> dict[str, Any]:
+    """Writes the result, and returns it as it was written.
+
+    `saved`: the step of the newest checkpoint.
+    """
     record = summary.record(
         self.parts, ending,
-        records.read_metrics(self.run_dir / "metrics.jsonl"), self.clock,
+        records.read_metrics(self.run_dir / "metrics.jsonl"), self.spent,
         self.recovery, run_id=self.run_dir.name, sweep=self.sweep,
-        attention=self.attention,
-        compile_seconds=self.compile_seconds, resumes=self.resumes,
+        attention=self.attention, resumes=self.resumes,
         failed_saves=self._failed_saves(), started_at=self.started_at,
         config_hash=config_lib.config_hash(self.parts.given))
     result = records.finite(dataclasses.asdict(record))
     records.write_result(self.run_dir, result)
+    if saved is not None:
+      summary.write_card(self.run_dir, result, saved)
     self.rows.finish(result)
     return result
 

@@ -20,9 +20,14 @@ import subprocess
 from typing import Any
 
 from tfjax import config as config_lib
+from tfjax.cost import peaks
 
 FINISHED = ("complete", "diverged")
 LOCK = ".lock"  # in a run directory; held while a process trains there
+# Columns of metrics.jsonl that tell what training took, not what came of it:
+# all that two runs of one config differ in.
+MEASURED = ("seconds", "device_seconds", "tokens_per_second", "mfu",
+            "energy_kwh")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy",
             "grain", "tokenizers", "tfjax")
 
@@ -42,12 +47,29 @@ class RunRecord:
   Tokens and FLOPs are of training: `tokens_seen` are read, `tokens_predicted`
   (its planned mean) have a loss; `tokens_undone` were read by steps that a
   rollback has undone, and are in neither. Losses are nats a predicted token,
-  bits a byte are of the text that was predicted. `device_seconds` is wall
-  time inside training steps times the devices of the time, compilation left
-  out and undone steps not; `mfu` is achieved over peak FLOP/s,
-  `flops_convention` being what counts. Devices, processes and mesh are those
-  of the last part of a run that was interrupted; steps that a kill lost, back
-  to the newest checkpoint, count once, as they were done again.
+  bits a byte are of the text that was predicted. `flops_total` is of
+  `flops_convention`, recomputation left out; its components make it up.
+
+  `wall_seconds` is the time of all parts of a run, from the claim of its
+  directory to its result. In it are: `startup_seconds` (claim, data, a new
+  state or the checkpoint's), `compile_seconds` (also within other phases, as
+  far as JAX tells), `input_seconds` (the devices wait for the next batch, at
+  most), `step_seconds` (all other time inside training steps, those that a
+  rollback undid too), `evaluation_seconds`, `checkpoint_seconds` (that
+  training waits for one to be saved, or gone back to), and `lost_seconds`
+  (after the newest checkpoint of a part that was killed or failed, as far as
+  its rows tell; its steps were done again). `goodput` is `step_seconds` less
+  those of steps that rollbacks undid, over `wall_seconds`.
+
+  `occupied_device_seconds` is `wall_seconds` times the devices of the time,
+  what is paid for: of it are price, energy and CO2e. `device_seconds` is
+  `input_seconds` and `step_seconds` times the devices of the time; from it
+  come `tokens_per_second` (over the devices) and `mfu`, which is achieved over
+  peak FLOP/s. `energy_kwh` is of the machine alone, `co2e_kg` with the PUE
+  where that is known. Each source says how its number was obtained.
+
+  Devices, processes, mesh, peak and hardware are those of the last part of a
+  run that was interrupted. A run that failed has what it has spent.
   """
 
   run_id: str
@@ -70,6 +92,7 @@ class RunRecord:
   epochs: float | None = None
   steps: int | None = None
   batch_tokens: int | None = None
+  dtype: str | None = None  # of the matrix products
   flops_total: float | None = None
   flops_matmul: float | None = None
   flops_attention: float | None = None
@@ -152,11 +175,19 @@ def write_json(path: pathlib.Path, value: Any) -> None:
   Raises:
     WriteError: it cannot be written; the old one is as it was.
   """
+  write_text(path, json.dumps(finite(value), indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes a file that is there whole or not at all.
+
+  Raises:
+    WriteError: it cannot be written; the old one is as it was.
+  """
   temporary = path.with_name(f".{path.name}.{os.getpid()}")
   try:
     with open(temporary, "w", encoding="utf-8") as file:
-      json.dump(finite(value), file, indent=1, allow_nan=False)
-      file.write("\n")
+      file.write(text)
       file.flush()
       os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -300,7 +331,7 @@ def provenance() -> dict[str, Any]:
     except importlib.metadata.PackageNotFoundError:
       continue
   return dict(code_version=_code_version(), packages=packages,
-              python_version=platform.python_version(), host_cpu=_host_cpu())
+              python_version=platform.python_version(), host_cpu=peaks.host_cpu())
 
 
 def _code_version() -> str | None:
@@ -316,13 +347,3 @@ def _code_version() -> str | None:
     return git("rev-parse", "--short=12", "HEAD") + ("+" if dirty else "")
   except (OSError, subprocess.CalledProcessError):
     return None
-
-
-def _host_cpu() -> str | None:
-  try:
-    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
-      if line.startswith("model name"):
-        return line.split(":", 1)[1].strip()
-  except OSError:
-    pass
-  return platform.processor() or None

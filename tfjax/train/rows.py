@@ -1,5 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the rows of a run go: its metrics.jsonl, wandb, whoever listens."""
+"""Where the rows of a run go: its metrics.jsonl, wandb, whoever listens.
+
+Of a row's columns, `seconds` is the time inside training steps so far,
+`device_seconds` all that the run has occupied devices for (lost time too),
+`energy_kwh` what it has drawn: measured, else by its hardware's power.
+`tokens_per_second` and `mfu` are of the time since the row before. Unknown is
+null.
+"""
 
 import pathlib
 from typing import Any, Callable

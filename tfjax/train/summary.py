@@ -1,17 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record of a run that has ended, from its parts, counts and rows."""
+"""The record of a run that has ended or failed, from its parts, counts and
+rows; and its model card."""
 
 import dataclasses
+import logging
+import pathlib
+import traceback
 from typing import Any, Sequence
 
 import jax
 
+from tfjax import config as config_lib
+from tfjax.cost import card
 from tfjax.cost import flops as flops_lib
-from tfjax.cost import hardware
-from tfjax.train import clock as clock_lib
+from tfjax.cost import lengths as lengths_lib
 from tfjax.train import parts as parts_lib
 from tfjax.train import records
 from tfjax.train import recovery as recovery_lib
+from tfjax.train import spent as spent_lib
+
+_LOG = logging.getLogger("tfjax")
+
+CARD = "MODEL_CARD.md"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +36,7 @@ class Ending:
 
 def record(
     parts: parts_lib.Parts, ending: Ending, rows: Sequence[dict[str, Any]],
-    clock: clock_lib.Clock, recovery: recovery_lib.Recovery,
+    spent: spent_lib.Spent, recovery: recovery_lib.Recovery,
     **others: Any) -> records.RunRecord:
   """Everything that is known of a run.
 
@@ -44,7 +54,7 @@ def record(
       status=ending.status, status_reason=ending.reason,
       stopped_by=ending.stopped_by, family=config.model.family,
       objective=config.objective.name, seed=config.seed, steps=steps,
-      init_from=config.init_from or None,
+      init_from=config.init_from or None, dtype=config.train.dtype,
       loss=evaluated.get("loss"), loss_stderr=evaluated.get("loss_stderr"),
       bits_per_byte=evaluated.get("bits_per_byte"),
       train_loss=trained.get("loss"),
@@ -52,8 +62,42 @@ def record(
       bad_steps=recovery.bad_steps, rollbacks=len(recovery.rollbacks),
       tokens_undone=recovery.undone_steps * parts.budget.batch_tokens,
       finished_at=records.now(), **_amounts(parts, steps, share),
-      **_data(parts), **_machine(parts, clock), **others,
-      **records.provenance())
+      **_flops(parts, share), **_data(parts), **_machine(parts, spent),
+      **others, **records.provenance(),
+      **spent.amounts())  # last, as they count until now
+
+
+def record_failure(
+    config: config_lib.ExperimentConfig, run_dir: pathlib.Path,
+    sweep: str | None, started_at: str, error: Exception,
+    spent: spent_lib.Spent) -> None:
+  """Writes the result of a run that has failed: why, and what it has spent."""
+  reason = "".join(traceback.format_exception_only(error)).strip()
+  try:
+    taken = spent.fail()
+  except records.RecordError as damaged:
+    _LOG.warning("what the run has spent is not on record: %s", damaged)
+    taken = {}
+  result = records.RunRecord(
+      run_id=run_dir.name, status="failed", status_reason=reason, sweep=sweep,
+      config_hash=config_lib.config_hash(config), started_at=started_at,
+      finished_at=records.now(), **taken, **records.provenance())
+  try:
+    records.write_result(run_dir, dataclasses.asdict(result))
+  except records.WriteError as second:
+    _LOG.error("the failure itself is not on record: %s", second)
+
+
+def write_card(run_dir: pathlib.Path, result: dict[str, Any],
+               step: int) -> None:
+  """Writes MODEL_CARD.md, of the checkpoint after `step`; where that fails it
+  says so, and raises nothing."""
+  try:
+    records.write_text(run_dir / CARD, card.model_card(
+        result | dict(checkpoint_step=step)))
+  except Exception as error:  # pylint: disable=broad-exception-caught
+    # The run is done: no text about it may make it a failed one.
+    _LOG.warning("%s: no %s (%r)", run_dir.name, CARD, error)
 
 
 def _amounts(parts: parts_lib.Parts, steps: int,
@@ -77,6 +121,19 @@ def _amounts(parts: parts_lib.Parts, steps: int,
       flops_decoder=flops.decoder, flops_convention=flops_lib.CONVENTION)
 
 
+def _flops(parts: parts_lib.Parts, share: float) -> dict[str, Any]:
+  """FLOPs of `share` of the budget by component, and as others count them."""
+  model, lengths = parts.config.model, lengths_lib.of(parts.config)
+  # Of pairs a budget's tokens are fewer than what is computed on.
+  scale = share * parts.budget.flops_total / (
+      flops_lib.training_flops_per_token(model, lengths).total)
+  return dict(
+      flops_by_component={part.name: scale * part.total for part in
+                          flops_lib.components(model, lengths)},
+      flops_by_convention={name: scale * flops for name, flops in
+                           flops_lib.by_convention(model, lengths).items()})
+
+
 def _data(parts: parts_lib.Parts) -> dict[str, Any]:
   store, config = parts.store, parts.config
   return dict(
@@ -90,14 +147,13 @@ def _data(parts: parts_lib.Parts) -> dict[str, Any]:
 
 
 def _machine(parts: parts_lib.Parts,
-             clock: clock_lib.Clock) -> dict[str, Any]:
-  device = parts.mesh.devices.flat[0]
-  peak = hardware.peak_flops(device.device_kind, parts.config.train.dtype)
-  rate = clock.device_rate()
+             spent: spent_lib.Spent) -> dict[str, Any]:
+  device, clock = parts.mesh.devices.flat[0], spent.clock
+  peak, rate = spent.peak.flops_per_second, clock.device_rate()
   return dict(
       device_kind=device.device_kind, device_count=parts.mesh.devices.size,
       process_count=jax.process_count(), mesh=dict(parts.mesh.shape),
       device_seconds=clock.device_seconds(), tokens_per_second=clock.rate(),
       mfu=(rate * parts.budget.flops_per_token / peak
            if rate and peak else None),
-      energy_source="not measured", co2e_source="not measured")
+      peak_flops_per_second=peak, peak_source=spent.peak.source)

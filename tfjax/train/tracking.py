@@ -22,7 +22,8 @@ _QUEUE_ROWS = 10_000
 _CLOSE_SECONDS = 20.0
 # wandb's own steps must rise and drop what was redone after a crash; charts
 # use these columns instead.
-_X_AXES = ("step", "tokens", "flops", "seconds")
+_X_AXES = ("step", "tokens", "flops", "seconds", "device_seconds",
+           "energy_kwh")
 
 _STOP = object()
 
@@ -69,7 +70,7 @@ class Mirror:
           return
         kind = item["kind"]
         run.log({(k if k in _X_AXES else f"{kind}/{k}"): v
-                 for k, v in item.items() if k != "kind"})
+                 for k, v in item.items() if k != "kind" and v is not None})
     except Exception as error:  # pylint: disable=broad-except
       # Whatever goes wrong in wandb is wandb's: the run must not notice.
       _LOG.warning("wandb stopped mirroring this run: %r", error)
