@@ -1,21 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles an experiment's train step for a machine that is not here.
+"""What a run or a sweep will cost, before it runs.
+
+    scripts/plan.py --config=experiments/gpt3.py --hardware=h100 \
+        --num_devices=64 [--region=...] [--mfu=0.4] [--price=2.5] [--run] \
+        [--config.key=value ...] [--json=FILE]
+    scripts/plan.py --config=experiments/quickstart.py --workdir=W \
+        [--workers=N] [--sweep_arg=name=value ...] [--overrides=FILE.json]
+
+Prints parameters, tokens, FLOPs, memory, hours, price, energy, CO2e and the
+learning rate of what get_sweep gives, or of the config alone with --run. With
+--hardware hours follow from an MFU, and no data is read. Without, this machine
+is meant: every model is timed for a moment as the sweep would run it. --workdir
+keeps the forecast in its cost.json, beside which a report sets what was spent.
 
     scripts/plan.py --config=experiments/gpt3.py --topology=v5p:4x4x8 \
         --config.mesh.fsdp=32 [--config.key=value ...] [--json=FILE]
     scripts/plan.py --config=experiments/quickstart.py --devices=8
 
-Says whether it fits, what takes a device's memory, what the devices send each
-other, how fast a step could be at best, and what to change. No data is read.
+compile the config's train step for a machine that is not here: whether it
+fits, what moves, how fast a step could be, and what to change (plan_compiled).
 A topology needs libtpu (pip install -e '.[tpu]') and no TPU; --devices are
 simulated on the CPU.
 
-Exits with 0 when the step fits or that is not known, 1 when it does not, 2 when
-it cannot be planned.
+Exits with 0 when it fits or that is not known, 1 when it does not, 2 when it
+cannot be planned.
 """
 
-import collections
-import dataclasses
 import json
 import math
 import pathlib
@@ -30,22 +40,59 @@ from absl import flags
 import jax
 from ml_collections import config_flags
 from rich import console as console_lib
-from rich import table as table_lib
-from rich import text as text_lib
 
+import plan_compiled
+import plan_curve
+import plan_show as show
 from tfjax import commandline
 from tfjax import config as config_lib
-from tfjax.cost import flops as flops_lib
-from tfjax.cost import hardware
-from tfjax.cost import lengths as lengths_lib
-from tfjax.cost import roofline as roofline_lib
-from tfjax.models import transformer
+from tfjax import sweep
+from tfjax.cost import estimates
+from tfjax.cost import hardware as hardware_lib
+from tfjax.data import corpora
+from tfjax.sweep import calibrate
+from tfjax.sweep import cells as cells_lib
+from tfjax.sweep import forecast as forecast_lib
 from tfjax.train import ahead
-from tfjax.train import remedies
-from tfjax.train import sharding
+from tfjax.train import records
+from tfjax.train import tuning
+from tfjax.train import ways_out
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "experiment file; --config.key=value overrides a value")
+_JSON = flags.DEFINE_string(
+    "json", None, "write everything to this file; -: to standard output, "
+    "tables to standard error")
+# What it costs.
+_HARDWARE = flags.DEFINE_string(
+    "hardware", None, "name in tfjax/cost/hardware.toml (cost.hardware); "
+    "unset: this machine")
+_NUM_DEVICES = flags.DEFINE_integer(
+    "num_devices", None, "devices of a run, as JAX counts them, on --hardware; "
+    "unset: those of the config's mesh", lower_bound=1)
+_MFU = flags.DEFINE_float(
+    "mfu", None, "share of the peak that model FLOPs reach on --hardware; "
+    f"unset: {estimates.DEFAULT_MFU}", lower_bound=0.001, upper_bound=1.0)
+_REGION = flags.DEFINE_string(
+    "region", None, "name in tfjax/cost/regions.toml (cost.region)")
+_PRICE = flags.DEFINE_float(
+    "price", None, "USD a chip and hour (cost.price_usd_per_chip_hour)",
+    lower_bound=0.0)
+_WORKERS = flags.DEFINE_integer(
+    "workers", None, "runs at the same time: worker processes as of sweep.py, "
+    "or on --hardware machines of --num_devices", lower_bound=1)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "directory of the sweep, for its cost.json")
+_SWEEP_ARG = flags.DEFINE_multi_string(
+    "sweep_arg", [], "name=value, passed to get_sweep(config, name=value); "
+    "value is a Python literal")
+_OVERRIDES = flags.DEFINE_string(
+    "overrides", None, "JSON file with the list of overrides to run, in place "
+    "of get_sweep's")
+_RUN = flags.DEFINE_bool("run", False, "the config alone, not its sweep")
+_TIMING = flags.DEFINE_bool(
+    "timing", True, "time every model on this machine; off: hours are unknown")
+# What the compiler makes of it.
 _TOPOLOGY = flags.DEFINE_string(
     "topology", None, "TPUs to compile for, such as v5e:16x16 or, for two "
     "slices, 2xv5e:16x16")
@@ -57,334 +104,184 @@ _MEMORY = flags.DEFINE_float(
 _ADVICE = flags.DEFINE_bool(
     "advice", True, "also try the largest batch and, where the step does not "
     "fit, what to change; each try is compiled")
-_JSON = flags.DEFINE_string(
-    "json", None, "write everything to this file; -: to standard output, "
-    "tables to standard error")
 flags.mark_flag_as_required("config")
 
 _WIDTH = 100
 _FITS, _DOES_NOT = 0, 1
 _GIB = 2**30
+_COMPILED = ("topology", "devices", "memory_gib", "advice")
 
 
 def main(arguments: Sequence[str]) -> int:
   if len(arguments) > 1:
     return commandline.refuse(f"unknown argument {arguments[1]!r}")
-  if (_TOPOLOGY.value is None) == (_DEVICES.value is None):
-    return commandline.refuse("give --topology (such as v5e:16x16) or "
-                              "--devices (such as 8), one of them")
-  # Before JAX starts: this process compiles for what it does not have. What
-  # is compiled for a topology cannot be read back from the cache.
+  if problem := _contradiction():
+    return commandline.refuse(problem)
+  # Before JAX starts: this process plans and compiles for what it does not
+  # have. Accelerators that are here are the workers'.
   jax.config.update("jax_platforms", "cpu")
-  jax.config.update("jax_enable_compilation_cache", False)
-  if _DEVICES.value:
-    jax.config.update("jax_num_cpu_devices", _DEVICES.value)
   console = console_lib.Console(stderr=_JSON.value == "-")
   if not console.is_terminal:
     console = console_lib.Console(stderr=_JSON.value == "-", width=_WIDTH)
   try:
-    config_dict = _CONFIG.value
-    config_lib.override(config_dict, commandline.overrides())
-    config = ahead.with_vocabulary(config_lib.resolve(config_dict))
-    devices = (ahead.topology(_TOPOLOGY.value) if _TOPOLOGY.value
-               else jax.devices())
-    result = plan(console, config, devices)
-  except (config_lib.ConfigError, ahead.TopologyError, OSError) as error:
+    config = _CONFIG.value
+    config_lib.override(config, commandline.overrides() | _cost_overrides())
+    result = (_compiled(console, config)
+              if _TOPOLOGY.value or _DEVICES.value else
+              _forecast(console, config))
+    _write_json(result)
+  except (config_lib.ConfigError, sweep.PlanError, sweep.LaunchError,
+          ahead.TopologyError, calibrate.CalibrationError, corpora.DataError,
+          records.RecordError, OSError) as error:
     return commandline.refuse(error)
   except KeyboardInterrupt:
     return 130
-  if _JSON.value:
-    text = json.dumps(result, indent=2, allow_nan=False) + "\n"
-    if _JSON.value == "-":
-      sys.stdout.write(text)
-    else:
-      pathlib.Path(_JSON.value).write_text(text, "utf-8")
   return _DOES_NOT if result["fits"] is False else _FITS
 
 
-def plan(console: console_lib.Console, config: config_lib.ExperimentConfig,
-         devices: Sequence[Any]) -> dict[str, Any]:
-  """Compiles, shows and advises; returns all of it, ready for JSON."""
-  if config.mesh.data is None and config.runtime.num_devices is None:
-    config = remedies.changed(config, {"runtime.num_devices": len(devices)})
-  memory = None if _MEMORY.value is None else round(_MEMORY.value * _GIB)
-  mesh = ahead.make_mesh(config, devices)
-  result = size_of(config, mesh, _TOPOLOGY.value)
-  show_size(console, result)
-  with console.status("compiling the train step"):
-    outcome = ahead.compile_step(config, mesh, memory)
-  result |= outcome_of(config, mesh, outcome)
-  show_outcome(console, result)
-  result |= dict(tries=[], remedy=None, largest_batch=None)
-  if _ADVICE.value and outcome.fits is not None:
-    result |= advise(console, config, devices, outcome, memory)
-  result["verdict"] = verdict(result)
-  line(console, result["verdict"])
-  return result
+def _contradiction() -> str | None:
+  """Flags that do not go together."""
+  def given(*names: str) -> list[str]:
+    return [f"--{name}" for name in names if flags.FLAGS[name].present]
+  if _TOPOLOGY.value and _DEVICES.value:
+    return ("give --topology (such as v5e:16x16) or --devices (such as 8), one "
+            "of them")
+  compiled = given("topology", "devices")
+  others = given("hardware", "num_devices", "mfu", "region", "price", "workers",
+                 "workdir", "sweep_arg", "overrides", "run", "timing")
+  if compiled and others:
+    return (f"{compiled[0]} compiles one step, for which {others[0]} has no "
+            "meaning; leave one of them out")
+  alone = given("memory_gib", "advice")
+  if alone and not compiled:
+    return f"{alone[0]} is for --topology or --devices"
+  if given("hardware", "timing") == ["--hardware", "--timing"]:
+    return "--timing is for this machine, and --hardware is another"
+  if given("run") and given("sweep_arg", "overrides"):
+    return ("--run plans no sweep, and "
+            f"{given('sweep_arg', 'overrides')[0]} does")
+  if given("sweep_arg") and given("overrides"):
+    return (f"--sweep_arg={_SWEEP_ARG.value[0]} is for get_sweep, which "
+            "--overrides replaces; give one of them")
+  for name in ("mfu", "price"):
+    value = flags.FLAGS[name].value
+    if value is not None and not math.isfinite(value):
+      return f"--{name}={value}: must be a finite number"
+  return None
 
 
-# --- What is found -----------------------------------------------------------
+def _cost_overrides() -> dict[str, Any]:
+  """Flags that are short for keys of the config."""
+  keys = {"cost.hardware": _HARDWARE.value, "cost.region": _REGION.value,
+          "cost.price_usd_per_chip_hour": _PRICE.value}
+  return {key: value for key, value in keys.items() if value is not None}
 
 
-def size_of(config: config_lib.ExperimentConfig, mesh: Any,
-            topology: str | None) -> dict[str, Any]:
-  """The model, the batch and the machine."""
-  counts = transformer.count_parameters(config.model)
-  device = ahead.describe(list(mesh.devices.flat), config.train.dtype)
-  return dict(
-      name=config.name, family=config.model.family,
-      params_total=counts.total, params_embedding=counts.embedding,
-      batch_size=config.train.batch_size,
-      accumulation_steps=config.train.accumulation_steps,
-      batch_tokens=(config.train.batch_size * lengths_lib.of(config).window),
-      dtype=config.train.dtype, remat=config.model.remat,
-      scan_layers=config.model.scan_layers, topology=topology,
-      device_kind=mesh.devices.flat[0].device_kind, num_devices=mesh.size,
-      mesh=dict(mesh.shape), device=dataclasses.asdict(device))
-
-
-def outcome_of(config: config_lib.ExperimentConfig, mesh: Any,
-               outcome: ahead.Outcome) -> dict[str, Any]:
-  """What the compiler said, and the roofline."""
-  lengths = lengths_lib.of(config)
-  tokens = config.train.batch_size * lengths.window
-  flops = flops_lib.training_flops_per_token(config.model, lengths) * tokens
-  sent = None if outcome.collectives is None else float(sum(
-      one.times * one.bytes_sent for one in outcome.collectives))
-  bound = roofline_lib.roofline(
-      roofline_lib.Work(flops.total / mesh.size, flops.recompute / mesh.size,
-                        outcome.memory_bytes, sent),
-      ahead.describe(list(mesh.devices.flat), config.train.dtype), tokens)
-  return dict(
-      fits=outcome.fits, needed_bytes=outcome.needed_bytes,
-      available_bytes=outcome.available_bytes,
-      compile_seconds=outcome.compile_seconds,
-      memory=(None if outcome.memory is None else
-              dataclasses.asdict(outcome.memory) |
-              dict(total=outcome.memory.total)),
-      collectives=_by_kind(outcome.collectives),
-      loops_of_unknown_length=outcome.unknown_loops,
-      flops=dict(model=flops.total, recompute=flops.recompute,
-                 convention=flops_lib.CONVENTION),
-      memory_bytes_moved=outcome.memory_bytes, link_bytes_sent=sent,
-      roofline=dataclasses.asdict(bound))
-
-
-def _by_kind(found: Sequence[Any] | None) -> list[dict[str, Any]] | None:
-  """Per kind how many a step executes, what they send, and the largest."""
-  if found is None:
-    return None
-  kinds = collections.defaultdict(list)
-  for one in found:
-    kinds[one.kind].append(one)
-  rows = [dict(
-      kind=kind, count=sum(one.times for one in group),
-      bytes_sent=sum(one.times * one.bytes_sent for one in group),
-      largest=dataclasses.asdict(max(group, key=lambda x: x.bytes_sent)))
-          for kind, group in kinds.items()]
-  return sorted(rows, key=lambda row: -row["bytes_sent"])
-
-
-# --- What to do then ---------------------------------------------------------
-
-
-def advise(console: console_lib.Console, config: config_lib.ExperimentConfig,
-           devices: Sequence[Any], outcome: ahead.Outcome,
-           memory: int | None) -> dict[str, Any]:
-  """Tries what would fit, and how large a batch; says each as it is done."""
-  tries = []
-
-  def compiled(candidate: config_lib.ExperimentConfig) -> ahead.Outcome:
-    mesh = ahead.make_mesh(candidate, devices)
-    with console.status("compiling a candidate"):
-      return ahead.compile_step(candidate, mesh, memory)
-
-  def state_of(candidate: config_lib.ExperimentConfig) -> int:
-    return ahead.state_bytes(candidate, ahead.make_mesh(candidate, devices))
-
-  def report(one: remedies.Try) -> None:
-    line(console, f"  {flags_of(one.changes)}: {_came_of(one)}")
-    tries.append(dict(
-        changes=one.changes, fits=one.fits, reason=one.reason,
-        needed_bytes=one.outcome and one.outcome.needed_bytes))
-
-  remedy = None
-  if outcome.fits:
-    line(console, "trying less recomputation, and a larger batch")
-    if lighter := remedies.lighter(config):
-      remedies.attempt(config, lighter, compiled, report)
-  else:
-    line(console, "trying what to change, and a smaller batch")
-    remedy = remedies.search(config, len(devices), outcome, compiled, state_of,
-                             report)
-  rows = ahead.make_mesh(config, devices).shape
-  largest = remedies.largest_batch(
-      config, rows["data"] * rows["fsdp"] * config.train.accumulation_steps,
-      outcome, compiled, report)
-  return dict(tries=tries, remedy=remedy and remedy.changes,
-              largest_batch=largest)
-
-
-def flags_of(changes: dict[str, Any]) -> str:
-  """Changes as they are given on the command line."""
-  return " ".join(f"--config.{key}={value}" for key, value in changes.items())
-
-
-def _came_of(one: remedies.Try) -> str:
-  if one.outcome is None:
-    return f"not compiled: {one.reason}"
-  needed = binary(one.outcome.needed_bytes)
-  return (f"{'fits,' if one.fits else 'does not fit, at least'} {needed} of "
-          f"{binary(one.outcome.available_bytes)} "
-          f"({one.outcome.compile_seconds:.0f} s)")
-
-
-def verdict(result: dict[str, Any]) -> str:
-  """The answer, in one line."""
-  have = f"of {binary(result['available_bytes'])} a device"
-  machine = f"{result['num_devices']} {result['device_kind']}"
-  if result["topology"]:
-    machine += f" ({result['topology']})"
-  if result["fits"] is None:
-    text = (f"whether it fits is unknown: it takes "
-            f"{binary(result['needed_bytes'])} on each of {machine}, whose "
-            "memory is not known (--memory_gib)")
-  elif result["fits"]:
-    text = f"fits: {binary(result['needed_bytes'])} {have} on {machine}"
-    step = result["roofline"]["step_seconds"]
-    if step:
-      text += (f"; at best {step:.3g} s a step, bound by "
-               f"{result['roofline']['bottleneck']} (estimate)")
-  else:
-    text = (f"does not fit: at least {binary(result['needed_bytes'])} {have} "
-            f"on {machine}")
-    if result["remedy"]:
-      text += f"; it does with {flags_of(result['remedy'])}"
-    elif result["tries"]:
-      text += "; nothing that was tried does: take more devices"
-  return text + _batch_words(result["largest_batch"])
-
-
-def _batch_words(largest: dict[str, int | None] | None) -> str:
-  if largest is None:
-    return ""
-  if largest["fits"] is None:
-    return f"; as it is, not even a batch of {largest['does_not']:,} fits"
-  return f"; as it is, batches of {largest['fits']:,} fit" + (
-      f", of {largest['does_not']:,} do not" if largest["does_not"] else "")
-
-
-# --- What is shown -----------------------------------------------------------
-
-
-def line(console: console_lib.Console, text: str) -> None:
-  console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def binary(size: float | None) -> str:
-  """Bytes as hardware counts them: '15.8 GiB'."""
-  if size is None:
-    return "unknown"
-  for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
-    if size >= 1 << power:
-      return f"{size / (1 << power):.4g} {unit}"
-  return f"{size:.0f} B"
-
-
-def si(value: float | None, unit: str) -> str:
-  """Three digits and a decimal prefix; None: unknown."""
-  if value is None:
-    return "unknown"
-  power = max(0, min(18, 3 * math.floor(
-      math.log10(abs(value) * 1.0005) / 3))) if value else 0
-  prefix = " kMGTPE"[power // 3].strip()
-  return f"{value / 10.0**power:.3g} {prefix}{unit}"
-
-
-def show_table(console: console_lib.Console, title: str, header: list[str],
-               rows: list[list[str]]) -> None:
-  table = table_lib.Table(title=title, title_justify="left")
-  for position, name in enumerate(header):
-    table.add_column(name, justify="right" if position else "left")
-  for row in rows:
-    table.add_row(*map(text_lib.Text, row))
-  console.print(table)
-
-
-def show_size(console: console_lib.Console, result: dict[str, Any]) -> None:
-  axes = sharding.product(result["mesh"])
-  line(console, f"{result['name']}: {result['params_total']:,} parameters, "
-       f"{result['batch_size']:,} sequences = {result['batch_tokens']:,} "
-       f"tokens a step, {result['dtype']}, remat {result['remat']}, layers "
-       f"{'scanned' if result['scan_layers'] else 'unrolled'}")
-  line(console, f"{result['num_devices']} x {result['device_kind']}" + (
-      f" ({result['topology']})" if result["topology"] else ", simulated") +
-       f": {axes}")
-
-
-def show_outcome(console: console_lib.Console,
-                 result: dict[str, Any]) -> None:
-  seconds = result["compile_seconds"]
-  if result["memory"] is None:
-    line(console, f"the compiler refuses it ({seconds:.0f} s): it needs at "
-         f"least {binary(result['needed_bytes'])} of "
-         f"{binary(result['available_bytes'])} a device")
+def _write_json(result: dict[str, Any]) -> None:
+  if not _JSON.value:
     return
-  memory = result["memory"]
-  total = memory["total"]
-  show_table(console, f"memory of a device (compiled in {seconds:.0f} s)",
-             ["kind", "bytes", "share"], [
-                 [_KINDS.get(kind, kind), binary(size),
-                  f"{size / total:.1%}"]
-                 for kind, size in memory.items() if size is not None] + [
-                     ["available", binary(result["available_bytes"]), ""]])
-  if result["collectives"]:
-    show_table(console, "collectives of a step", [
-        "kind", "count", "sent by a device", "largest", "among", "times"], [
-            [row["kind"], f"{row['count']:,}", si(row["bytes_sent"], "B"),
-             row["largest"]["shape"] + (
-                 f" + {row['largest']['arrays'] - 1}"
-                 if row["largest"]["arrays"] > 1 else ""),
-             str(row["largest"]["group"]), f"{row['largest']['times']:,}"]
-            for row in result["collectives"]])
+  text = json.dumps(result, indent=2, allow_nan=False) + "\n"
+  if _JSON.value == "-":
+    sys.stdout.write(text)
   else:
-    line(console, "no collectives: the devices send each other nothing")
-  if result["loops_of_unknown_length"]:
-    line(console, f"{result['loops_of_unknown_length']} loops of unknown "
-         "length count as one round: the true figures are higher")
-  show_roofline(console, result)
+    pathlib.Path(_JSON.value).write_text(text, "utf-8")
 
 
-_KINDS = {"optimizer": "optimizer state", "padding": "padding and schedule",
-          "temporary": "temporary: activations, gradients, workspace",
-          "code": "program", "peak": "of these at once, at most",
-          "total": "sum"}
+def _compiled(console: console_lib.Console, config: Any) -> dict[str, Any]:
+  # What is compiled for a topology cannot be read back from the cache.
+  jax.config.update("jax_enable_compilation_cache", False)
+  if _DEVICES.value:
+    jax.config.update("jax_num_cpu_devices", _DEVICES.value)
+  resolved = ahead.with_vocabulary(config_lib.resolve(config))
+  devices = (ahead.topology(_TOPOLOGY.value) if _TOPOLOGY.value
+             else jax.devices())
+  return plan_compiled.plan(
+      console, resolved, devices, topology=_TOPOLOGY.value,
+      memory=None if _MEMORY.value is None else round(_MEMORY.value * _GIB),
+      advice=_ADVICE.value)
 
 
-def show_roofline(console: console_lib.Console,
-                  result: dict[str, Any]) -> None:
-  bound, device, flops = (result["roofline"], result["device"],
-                          result["flops"])
-  count = result["num_devices"]
-  rows = [
-      ["compute", si((flops["model"] + flops["recompute"]) / count, "FLOP"),
-       si(device["flops"], "FLOP/s"), bound["compute_seconds"]],
-      ["memory", si(result["memory_bytes_moved"], "B"),
-       si(device["memory_bandwidth"], "B/s"), bound["memory_seconds"]],
-      ["links", si(result["link_bytes_sent"], "B"),
-       si(device["link_bandwidth"], "B/s"), bound["link_seconds"]]]
-  show_table(console, "roofline of a step, one device (estimate)",
-             ["", "work", "peak", "seconds"],
-             [[*row[:3], "unknown" if row[3] is None else f"{row[3]:.4g}"]
-              for row in rows])
-  line(console, f"{si(flops['model'], 'FLOP')} of the model "
-       f"({flops['convention']}), {si(flops['recompute'], 'FLOP')} recomputed; "
-       "links: all of a chip's at once")
-  if bound["step_seconds"]:
-    mfu = "" if bound["mfu"] is None else f", MFU at most {bound['mfu']:.1%}"
-    line(console, f"at best {bound['step_seconds']:.4g} s a step, "
-         f"{bound['tokens_per_second']:,.0f} tokens/s{mfu}, bound by "
-         f"{bound['bottleneck']}: an estimate, and an upper bound")
+# --- What it will cost -------------------------------------------------------
+
+
+def _forecast(console: console_lib.Console, config: Any) -> dict[str, Any]:
+  """Plans, shows and keeps; returns all of it, ready for JSON."""
+  given = commandline.overrides() | _cost_overrides()
+  cells = [{**cell, **given} for cell in _cells(config)]
+  resolved = config_lib.resolve(config)
+  elsewhere = _is_elsewhere(resolved.cost)
+  if not elsewhere:
+    # As many as a worker may have, to lay out a run's mesh on.
+    jax.config.update("jax_num_cpu_devices", max(
+        tuning.available_cores(), resolved.mesh.num_devices))
+  # Memory first: what cannot fit needs no data and no timing.
+  specs = sweep.plan(config, cells, read_data=False)
+  forecast = (forecast_lib.assumed(specs, _NUM_DEVICES.value, _MFU.value,
+                                   _WORKERS.value) if elsewhere else
+              forecast_lib.here(specs, _WORKERS.value))
+  if not elsewhere and forecast.fits is not False:
+    forecast = _timed(console, config, cells)
+  _show(console, forecast)
+  found = _ways(forecast)
+  if forecast.fits is False:
+    show.ways(console, found)
+  elif _WORKDIR.value:
+    forecast.write(_WORKDIR.value)
+  return forecast.to_dict() | dict(
+      fits=forecast.fits, seconds=forecast.seconds,
+      ways_out=[show.way_dict(way) for way in found])
+
+
+def _is_elsewhere(cost: config_lib.CostConfig) -> bool:
+  """Whether another machine is meant than this one."""
+  if any((_HARDWARE.value, _NUM_DEVICES.value, _MFU.value)):
+    return True
+  if cost.hardware is None or tuning.has_accelerator():
+    return False
+  # What the config says of a CPU is said of this one.
+  kinds = hardware_lib.find(cost.hardware, cost.hardware_file).device_kinds
+  return bool(kinds) and "cpu" not in kinds
+
+
+def _cells(config: Any) -> list[dict[str, Any]]:
+  if _OVERRIDES.value is not None:
+    return cells_lib.of_file(pathlib.Path(_OVERRIDES.value))
+  module = config_lib.module(flags.FLAGS["config"].config_filename)
+  if _RUN.value or not (hasattr(module, "get_sweep") or _SWEEP_ARG.value):
+    return [{}]
+  return cells_lib.of_experiment(module, config, _SWEEP_ARG.value)
+
+
+def _timed(console: console_lib.Console, config: Any,
+           cells: Sequence[dict[str, Any]]) -> forecast_lib.Forecast:
+  with console.status("planning; data that is new is tokenised once"):
+    specs = sweep.plan(config, cells)
+  if not _TIMING.value:
+    return forecast_lib.here(specs, _WORKERS.value)
+  with console.status("timing the real step of every model"):
+    calibration = calibrate.measure(specs, _WORKERS.value)
+  return forecast_lib.here(specs, _WORKERS.value, calibration)
+
+
+def _show(console: console_lib.Console,
+          forecast: forecast_lib.Forecast) -> None:
+  if len(forecast.specs) == 1:
+    (spec,), (one,) = forecast.specs, forecast.estimates
+    show.run(console, spec.config, one)
+  else:
+    show.sweep_of_runs(console, forecast)
+  plan_curve.schedules(console, forecast.specs)
+  show.line(console, show.verdict(forecast))
+
+
+def _ways(forecast: forecast_lib.Forecast) -> list[ways_out.Way]:
+  """Out of the run that needs the most, where that does not fit."""
+  if forecast.fits is not False:
+    return []
+  spec, one = max(
+      zip(forecast.specs, forecast.estimates),
+      key=lambda pair: pair[1].memory_bytes["total"])
+  return ways_out.find(estimates.with_vocabulary(spec.config), one.machine)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Installs tfjax, trains a quickstart's grid, fits it, and writes a report.
+# Installs tfjax, says what a quickstart's grid will cost, trains it, fits it,
+# and writes a report.
 #
 #   quickstart.sh [masked|seq2seq] [arguments of scripts/sweep.py]
 #
@@ -15,6 +16,11 @@ if [[ $# -gt 0 && "$1" != -* ]]; then
 fi
 workdir="runs/$name"
 begin=$SECONDS
+# Once: what is predicted before the sweep, the report sets beside the rest.
+if [ ! -f "$workdir/cost.json" ]; then
+  "$python" scripts/plan.py --config="experiments/$name.py" \
+    --workdir="$workdir" "$@"
+fi
 "$python" scripts/sweep.py --config="experiments/$name.py" \
   --workdir="$workdir" "$@"
 "$python" scripts/fit.py --workdir="$workdir"

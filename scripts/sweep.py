@@ -16,16 +16,12 @@ Exits with 0 when every run is complete or diverged, 1 when some are not, 2 when
 the config cannot be run, 130 when it was stopped.
 """
 
-import ast
 import collections
-import copy
-import inspect
-import json
 import pathlib
 import shlex
 import sys
 import time
-from typing import Any, Callable, Sequence
+from typing import Any, Sequence
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -40,6 +36,7 @@ from tfjax import commandline
 from tfjax import config as config_lib
 from tfjax import sweep
 from tfjax.data import corpora
+from tfjax.sweep import cells
 from tfjax.train import records
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -92,58 +89,20 @@ def _plan() -> list[sweep.RunSpec]:
   config = _CONFIG.value
   given = commandline.overrides()
   config_lib.override(config, given)
-  cells = (_cells_of_sweep(config) if _OVERRIDES.value is None
-           else _cells_of_file(pathlib.Path(_OVERRIDES.value)))
-  return sweep.plan(config, [{**cell, **given} for cell in cells])
+  return sweep.plan(config, [{**cell, **given} for cell in _cells(config)])
 
 
-def _cells_of_sweep(config: ml_collections.ConfigDict) -> list[dict[str, Any]]:
-  path = flags.FLAGS["config"].config_filename
-  module = config_lib.module(path)
-  if not hasattr(module, "get_sweep"):
-    raise sweep.PlanError(
-        [f"{path} does not define get_sweep(config), the list of overrides "
-         "to run; define it, or give --overrides=FILE.json"], 0)
-  return module.get_sweep(copy.deepcopy(config),
-                          **_sweep_arguments(module.get_sweep))
-
-
-def _cells_of_file(path: pathlib.Path) -> list[dict[str, Any]]:
-  """What --overrides gives; anything but a list of objects raises."""
+def _cells(config: ml_collections.ConfigDict) -> list[dict[str, Any]]:
+  """What is to be run: the experiment's own sweep, or --overrides."""
+  if _OVERRIDES.value is None:
+    path = flags.FLAGS["config"].config_filename
+    return cells.of_experiment(
+        config_lib.module(path), config, _SWEEP_ARG.value)
   if _SWEEP_ARG.value:
     raise sweep.PlanError(
         [f"--sweep_arg={_SWEEP_ARG.value[0]} is for get_sweep, which "
          "--overrides replaces; give one of them"], 0)
-  try:
-    cells = json.loads(path.read_text(encoding="utf-8"))
-  except (OSError, ValueError) as error:
-    raise sweep.PlanError(
-        [f"--overrides={path} cannot be read: {error}"], 0) from None
-  if not isinstance(cells, list) or not all(
-      isinstance(cell, dict) for cell in cells):
-    raise sweep.PlanError(
-        [f"--overrides={path} must hold a list with an object of dotted config "
-         'keys a run, such as [{"model.size": "55k"}]'], 0)
-  return cells
-
-
-def _sweep_arguments(get_sweep: Callable[..., Any]) -> dict[str, Any]:
-  """What --sweep_arg gives; a name that get_sweep does not take raises."""
-  _, *known = inspect.signature(get_sweep).parameters
-  given = {}
-  for argument in _SWEEP_ARG.value:
-    name, _, text = argument.partition("=")
-    try:
-      given[name] = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-      raise sweep.PlanError(
-          [f"--sweep_arg={argument}: not of the form name=value with a Python "
-           "literal (quote strings)"], 0) from None
-    if name not in known:
-      raise sweep.PlanError(
-          [f"--sweep_arg={argument}: get_sweep takes no {name!r}; it takes "
-           f"{', '.join(known) or 'nothing'}"], 0)
-  return given
+  return cells.of_file(pathlib.Path(_OVERRIDES.value))
 
 
 def _launch(console: console_lib.Console,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Steps, tokens, epochs and FLOPs, each from any one of them."""
 
+import dataclasses
 import random
 from typing import Any
 
@@ -151,3 +152,25 @@ def test_the_vocabulary_comes_from_the_tokenizer() -> None:
   with pytest.raises(config_lib.ConfigError, match="model.vocab_size: 512 is "
                      "less than the 513 ids.*at least 513"):
     budget_lib.with_vocabulary(wide, 513)
+
+
+def test_without_the_data_what_depends_on_them_is_unknown() -> None:
+  known = plan({"duration.steps": 60})
+  got = budget_lib.plan(make({"duration.steps": 60}), None)
+  assert (got.unique_tokens, got.epochs) == (None, None)
+  assert got == dataclasses.replace(known, unique_tokens=None, epochs=None)
+  # More than there is of data is nothing that can be seen.
+  assert budget_lib.plan(make({"duration.tokens": 10**9}), None).steps == (
+      -(-10**9 // BATCH))
+
+
+@pytest.mark.parametrize("changes, key", [
+    ({"duration.epochs": 0.5}, "duration.epochs"),
+    ({"model.family": "t5", "objective.corruption": "pairs",
+      "data.target_field": "target", "data.corpus": "files",
+      "data.files": ("a.jsonl",), "duration.steps": 1}, "data.target_field")],
+    ids=["epochs", "pairs"])
+def test_some_budgets_take_the_data(changes: dict[str, Any], key: str) -> None:
+  with pytest.raises(config_lib.ConfigError, match="not looked at") as error:
+    budget_lib.plan(make(changes), None)
+  assert error.value.key == key

@@ -75,7 +75,6 @@ def test_a_memory_size_gets_a_verdict_and_advice(
     (("--devices=8", "--config.mesh.fsdp=3"), "config.mesh: fsdp 3"),
     (("--devices=8", "--config.mesh.data=2"), "is 2 of 8 devices"),
     (("--devices=3",), "multiple of 3"),
-    ((), "--topology"),
     (("--devices=8", "--topology=v5e:2x2"), "one of them"),
     (("--topology=v5e-4",), "v5e:16x16")])
 def test_mistakes_are_one_line(arguments: tuple[str, ...], words: str) -> None:
@@ -96,12 +95,12 @@ def test_a_tpu_topology() -> None:
   assert result["fits"] is True
   assert result["device_kind"] == "TPU v5 lite"
   assert result["needed_bytes"] == result["memory"]["peak"]
-  chip = hardware.CHIPS["TPU v5 lite"]
+  chip = hardware.find("tpu-v5e")
   assert result["available_bytes"] == chip.memory_bytes
   bound = result["roofline"]
   flops = result["flops"]
   assert bound["compute_seconds"] == pytest.approx(
-      (flops["model"] + flops["recompute"]) / 4 / chip.bfloat16_flops)
+      (flops["model"] + flops["recompute"]) / 4 / chip.peak_of("bfloat16"))
   assert bound["step_seconds"] == max(
       bound["compute_seconds"], bound["memory_seconds"], bound["link_seconds"])
   assert 0 < bound["mfu"] <= 1
@@ -137,3 +136,114 @@ def test_a_topology_that_is_not_there() -> None:
   done = plan(*TINY, "--topology=v9:2x2")
   assert done.returncode == 2
   assert "v9" in done.stderr and "v5p:4x4x8" in done.stderr
+
+
+# --- What it will cost -------------------------------------------------------
+
+GPT3 = ("--config=experiments/gpt3.py",)
+# 16 bytes a parameter and more: on 8 devices no room for a copy on each.
+TOO_LARGE = (*GPT3, "--config.model.size=6.7b", "--hardware=h100",
+             "--num_devices=8", "--json=-")
+
+
+def test_a_large_run_on_a_machine_that_is_not_here(
+    tmp_path: pathlib.Path) -> None:
+  path = tmp_path / "plan.json"
+  done = plan(*GPT3, "--config.model.size=175b", "--config.mesh.fsdp=64",
+              "--config.mesh.tensor=8", "--config.train.accumulation_steps=8",
+              "--hardware=b200", "--num_devices=1024", "--price=2",
+              "--region=FRA",
+              f"--workdir={tmp_path}/w", f"--json={path}")
+  assert done.returncode == 0, done.stderr
+  result = strict(path.read_text())
+  (row,) = result["runs"]
+  assert result["fits"] is True and result["ways_out"] == []
+  assert row["params_total"] == 174_604_836_864
+  assert row["steps"] == 143_052  # 300e9 tokens in batches of 2,097,152
+  assert row["estimate"]["budget"]["epochs"] is None
+  assert result["total"]["price_usd"] == row["price_usd"] == (
+      2 * row["device_seconds"] / 3600)
+  kept = strict((tmp_path / "w" / "cost.json").read_text())
+  assert kept["total"] == result["total"]
+  for words in ("174,604,836,864", "6N_non_embedding", "MFU 0.4, assumed",
+                "warmup to step 7,153", "kWh", "kg CO2e", "cost.price"):
+    assert words in done.stdout
+  assert max(map(len, done.stdout.splitlines())) <= 200
+
+
+def test_what_cannot_fit_gets_ways_out_that_fit(
+    tmp_path: pathlib.Path) -> None:
+  done = plan(*TOO_LARGE, f"--workdir={tmp_path}/w")
+  assert done.returncode == 1, done.stderr
+  result = strict(done.stdout)
+  assert result["fits"] is False and len(result["ways_out"]) == 3
+  assert not (tmp_path / "w").exists()
+  for way in result["ways_out"]:
+    assert way["flags"] in done.stderr
+    assert way["memory_bytes"] <= way["available_bytes"]
+  # The flags do as they say, given after those that were given.
+  again = plan(*TOO_LARGE, *result["ways_out"][0]["flags"].split())
+  assert again.returncode == 0, again.stderr
+  assert strict(again.stdout)["runs"][0]["estimate"]["memory_bytes"][
+      "total"] == result["ways_out"][0]["memory_bytes"]
+
+
+def test_a_sweep_and_the_config_alone() -> None:
+  arguments = ("--config=experiments/quickstart.py", "--hardware=h100",
+               "--mfu=0.1", "--json=-", "--config.train.dtype=bfloat16")
+  done = plan(*arguments, "--workers=2", '--sweep_arg=sizes=["6k", "14k"]')
+  assert done.returncode == 0, done.stderr
+  result = strict(done.stdout)
+  assert result["total"]["runs"] == len(result["runs"]) == 8
+  assert result["workers"] == 2
+  seconds = [row["seconds"] for row in result["runs"]]
+  assert sum(seconds) / 2 <= result["seconds"] < sum(seconds)
+  assert "8 size=14k" in done.stderr
+  alone = plan(*arguments, "--run")
+  assert strict(alone.stdout)["total"]["runs"] == 1
+
+
+def test_this_machine_without_timing() -> None:
+  done = plan(*TINY, "--run", "--notiming", "--json=-")
+  assert done.returncode == 0, done.stderr
+  result = strict(done.stdout)
+  assert result["seconds"] is None and result["total"]["hours"] is None
+  assert result["runs"][0]["estimate"]["budget"]["epochs"] > 0
+  assert result["runs"][0]["estimate"]["machine"]["device_kind"] == "cpu"
+  assert "hours unknown" in done.stderr
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (("--hardware=h1000",), "cost.hardware: 'h1000'"),
+    (("--hardware=h100", "--region=atlantis"), "cost.region"),
+    (("--hardware=h100", "--num_devices=-1"), "--num_devices=-1"),
+    (("--hardware=h100", "--mfu=1.2"), "--mfu=1.2"),
+    (("--hardware=h100", "--mfu=nan"), "--mfu"),
+    (("--hardware=h100", "--price=-3"), "--price=-3"),
+    (("--num_devices=8",), "cost.hardware"),
+    (("--hardware=h100", "--devices=2"), "--hardware has no"),
+    (("--memory_gib=2",), "--memory_gib is for"),
+    (("--run", "--sweep_arg=sizes=[]"), "--run plans no sweep"),
+    (("--hardware=h100", "--timing"), "--timing is for"),
+    (("--hardware=h100", "--config.duration.tokens=None",
+      "--config.duration.steps=5", "--sweep_arg=size=1"), "takes no 'size'"),
+    (("--overrides=/no/such.json",), "cannot be read")],
+    ids=lambda x: " ".join(x) if isinstance(x, tuple) else None)
+def test_mistakes_in_costs_name_the_flag(arguments: tuple[str, ...],
+                                         words: str) -> None:
+  done = plan("--config=experiments/quickstart.py", *arguments)
+  assert done.returncode == 2, done.stdout
+  assert words in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_this_machine_is_timed(tmp_path: pathlib.Path) -> None:
+  done = plan("--config=experiments/quickstart.py", "--workers=1",
+              '--sweep_arg=sizes=["6k"]', "--sweep_arg=most_tokens=65536",
+              f"--workdir={tmp_path}", "--json=-")
+  assert done.returncode == 0, done.stderr
+  result = strict(done.stdout)
+  assert "1 of 1 models timed here" in result["basis"]
+  assert 0 < result["seconds"] < 600
+  assert sum(row["seconds"] for row in result["runs"]) < result["seconds"]
+  assert (tmp_path / "cost.json").exists()

@@ -311,7 +311,8 @@ def _problem(key: str, value: Any) -> str | None:
     return None if good else f"{value!r} is not a number of devices"
   if key == "price_date":
     good = type(value) is datetime.date
-    return None if good else f"{value!r} is not a date, as 2025-01-31"
+    return None if good else (
+        f"{value!r} is not a date; write it without quotes, as 2025-01-31")
   if key == "sources":
     good = isinstance(value, dict) and all(
         name in ("sheet", *_RANGES) and isinstance(text, str) and text

@@ -280,7 +280,8 @@ def plan_table(specs: Sequence[RunSpec],
     result.add_row(
         markup.escape(spec.run_id), si(budget.params_total),
         si(budget.tokens), f"{budget.tokens_per_parameter:.3g}",
-        f"{budget.epochs:.2f}", f"{budget.steps:,}", si(budget.flops_total),
+        "-" if budget.epochs is None else f"{budget.epochs:.2f}",
+        f"{budget.steps:,}", si(budget.flops_total),
         f"[{_STYLES[status]}]{status}[/]")
   return result
 

@@ -81,12 +81,18 @@ def chain(*sweeps: Sequence[Overrides]) -> list[Overrides]:
 def plan(
     base_config: ml_collections.ConfigDict | config_lib.ExperimentConfig,
     overrides: Sequence[Mapping[str, Any]],
+    *,
+    read_data: bool = True,
 ) -> list[RunSpec]:
   """Resolves and checks every cell, and builds the token stores they need.
 
   Cells that come to the same run are one spec; the order is that of the cells.
   Of a frozen `base_config`, values that follow from others (the shape from
   model.size, d_ff at its default from d_model) follow the overrides too.
+
+  Args:
+    read_data: False: no store is built or opened but for cells whose size
+      cannot be known without; of the others epochs are unknown.
 
   Raises:
     PlanError: some cells cannot be run; it names each and says why.
@@ -120,12 +126,7 @@ def plan(
             "that both would be the same run; sweep it as two workdirs")
       continue
     try:
-      store = _open_store(config.data)
-      budget = budget_lib.plan(
-          budget_lib.with_vocabulary(config, vocabulary.size(config)),
-          batches_lib.open_windows(
-              store, "train", config.model.context_length,
-              config.objective.source_length))
+      budget = _budget(config, read_data)
     except config_lib.ConfigError as error:
       problems.append(f"{label}: {error}")
       continue
@@ -134,6 +135,17 @@ def plan(
   if problems:
     raise PlanError(problems, len(cells))
   return list(specs.values())
+
+
+def _budget(config: config_lib.ExperimentConfig,
+            read_data: bool) -> budget_lib.Budget:
+  windows = None
+  if read_data or budget_lib.needs_data(config):
+    windows = batches_lib.open_windows(
+        _open_store(config.data), "train", config.model.context_length,
+        config.objective.source_length)
+  return budget_lib.plan(
+      budget_lib.with_vocabulary(config, vocabulary.size(config)), windows)
 
 
 def _merged(left: Overrides, right: Overrides) -> Overrides:

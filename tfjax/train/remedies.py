@@ -3,7 +3,8 @@
 
 Every candidate is compiled; nothing here is a formula's word, except that a
 candidate whose parameters and optimizer state alone are too much is passed
-over.
+over. What the estimate of memory says, where there is no compiler for the
+machine, is in `tfjax.train.ways_out`.
 """
 
 from collections.abc import Callable, Iterator
@@ -69,7 +70,7 @@ def candidates(config: config_lib.ExperimentConfig, devices: int,
   if data > 1:
     changes |= {"mesh.data": 1, "mesh.fsdp": fsdp}
     yield dict(changes)
-  for remat in _REMAT[_REMAT.index(model.remat) + 1:]:
+  for remat in REMAT[REMAT.index(model.remat) + 1:]:
     changes |= {"model.remat": remat}
     yield dict(changes)
   if not model.scan_layers and model.num_layers > 1:
@@ -92,7 +93,7 @@ def candidates(config: config_lib.ExperimentConfig, devices: int,
       yield dict(changes)
 
 
-_REMAT = ("none", "dots", "full")  # less memory and more work each
+REMAT = ("none", "dots", "full")  # less memory and more work each
 
 
 def search(
@@ -150,8 +151,8 @@ def attempt(config: config_lib.ExperimentConfig, changes: dict[str, Any],
 
 def lighter(config: config_lib.ExperimentConfig) -> dict[str, Any] | None:
   """Less recomputation than the config asks for, which may fit too."""
-  place = _REMAT.index(config.model.remat)
-  return {"model.remat": _REMAT[place - 1]} if place else None
+  place = REMAT.index(config.model.remat)
+  return {"model.remat": REMAT[place - 1]} if place else None
 
 
 # --- How large a batch -------------------------------------------------------

@@ -219,6 +219,11 @@ class Steps:
 _kept_steps = functools.lru_cache(maxsize=8)(Steps)
 
 
+def forget_steps() -> None:
+  """Drops what `steps_for` keeps: the next run finds its code on disk."""
+  _kept_steps.cache_clear()
+
+
 def steps_for(config: config_lib.ExperimentConfig, mesh: Mesh) -> Steps:
   """`Steps`, kept: runs of one process that share a model share its code.
 

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a whole sweep will cost, run by run and in total, before it runs.
+
+Also the file that keeps it in the sweep's directory, so that a report can set
+what was spent beside what was predicted. One run's cost is worked out in
+`tfjax.cost.estimates`, real steps are timed in `tfjax.sweep.calibrate`.
+"""
+
+import dataclasses
+import os
+import pathlib
+from typing import Any, Iterable, Sequence
+
+import jax
+
+from tfjax import config as config_lib
+from tfjax.cost import estimates
+from tfjax.cost import hardware as hardware_lib
+from tfjax.sweep import calibrate
+from tfjax.sweep import process as process_lib
+from tfjax.sweep.plan import RunSpec
+from tfjax.train import records
+from tfjax.train import sharding
+from tfjax.train import tuning
+
+FILE = "cost.json"
+_AMOUNTS = ("price_usd", "energy_kwh", "co2e_kg")
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecast:
+  """Every run of a sweep with its estimate, in the plan's order.
+
+  Attributes:
+    workers: runs that go on at the same time.
+    seconds: from the launch to the end of the last run; None: not known.
+    basis: how hours were obtained.
+  """
+
+  specs: tuple[RunSpec, ...]
+  estimates: tuple[estimates.Estimate, ...]
+  workers: int
+  seconds: float | None
+  basis: str
+
+  @property
+  def fits(self) -> bool | None:
+    """Whether every run does; None: that is not known of some."""
+    found = {one.fits for one in self.estimates}
+    return False if False in found else None if None in found else True
+
+  def total(self) -> dict[str, Any]:
+    """Sums over the runs; None: not known of some."""
+    return dict(
+        runs=len(self.specs),
+        tokens=sum(one.budget.tokens for one in self.estimates),
+        flops=sum(one.budget.flops_total for one in self.estimates),
+        hours=None if self.seconds is None else self.seconds / 3600,
+        device_seconds=_sum(one.device_seconds for one in self.estimates),
+        **{name: _sum(_amount(one, name) for one in self.estimates)
+           for name in _AMOUNTS})
+
+  def to_dict(self) -> dict[str, Any]:
+    """All of it, ready for JSON."""
+    return dict(
+        created=records.now(), basis=self.basis,
+        hardware=self.estimates[0].hardware, workers=self.workers,
+        total=self.total(),
+        runs=[_row(spec, one)
+              for spec, one in zip(self.specs, self.estimates)])
+
+  def write(self, workdir: str | os.PathLike[str]) -> None:
+    """Keeps it in the sweep's directory, whole or not at all."""
+    directory = pathlib.Path(workdir)
+    directory.mkdir(parents=True, exist_ok=True)
+    records.write_json(directory / FILE, self.to_dict())
+
+
+def assumed(specs: Sequence[RunSpec], num_devices: int | None,
+            mfu: float | None, workers: int | None) -> Forecast:
+  """On the machine that config.cost.hardware names: hours from an MFU.
+
+  Args:
+    num_devices: of each run.
+    workers: machines of so many devices, which share the runs; unset: one.
+
+  Raises:
+    ConfigError: as `tfjax.cost.estimate` does.
+  """
+  found = tuple(estimates.estimate(
+      spec.config, num_devices=num_devices, mfu=mfu, budget=spec.budget)
+                for spec in specs)
+  workers = min(workers or 1, len(specs))
+  seconds = [one.seconds for one in found]
+  return Forecast(tuple(specs), found, workers, makespan(seconds, workers),
+                  found[0].seconds_source)
+
+
+def here(specs: Sequence[RunSpec], workers: int | None,
+         calibration: calibrate.Calibration | None = None) -> Forecast:
+  """On this machine.
+
+  Args:
+    workers: as for `tfjax.sweep.launch`.
+    calibration: None: hours are not known.
+  """
+  count = calibrate.num_workers(specs, workers)
+  if calibration is None:
+    seconds, total, basis = [None] * len(specs), None, "unknown: not timed"
+  else:
+    seconds, total = calibrate.pack(specs, calibration)
+    basis = _basis(specs, calibration)
+  found = []
+  for spec, one in zip(specs, seconds):
+    machine, config = _machine_here(spec.config, count, calibration)
+    found.append(estimates.estimate(
+        config, seconds=one, seconds_source=basis, budget=spec.budget,
+        machine=machine))
+  return Forecast(tuple(specs), tuple(found), count, total, basis)
+
+
+def makespan(seconds: Sequence[float | None], workers: int) -> float | None:
+  """When the last of some runs ends, the longest of them first."""
+  if None in seconds:
+    return None
+  free = [0.0] * workers
+  for one in sorted(seconds, reverse=True):
+    free[free.index(min(free))] += one
+  return max(free)
+
+
+def cpu_devices(config: config_lib.ExperimentConfig, workers: int) -> int:
+  """Devices that JAX shows a worker of this machine without accelerators."""
+  cores = max(1, len(process_lib.available_cores()) // workers)
+  environment = tuning.process_environment(
+      config.runtime, cores=cores, mesh=config.mesh)
+  return int(environment.get("JAX_NUM_CPU_DEVICES", 1))
+
+
+# --- Details -----------------------------------------------------------------
+
+
+def _machine_here(
+    config: config_lib.ExperimentConfig, workers: int,
+    calibration: calibrate.Calibration | None,
+) -> tuple[estimates.Machine, config_lib.ExperimentConfig]:
+  """What a worker of this machine has, and the config over all of it."""
+  timed = calibration and calibration.timed.get(
+      calibrate.speed_key(config), next(iter(calibration.timed.values())))
+  if timed:
+    kind, mesh, available = (timed.device_kind, timed.mesh,
+                             timed.available_bytes)
+    source = "as JAX says"
+  elif tuning.has_accelerator():
+    kind, mesh, available = None, None, None
+    source = "unknown: accelerators are asked when steps are timed"
+  else:
+    kind, available = "cpu", None
+    mesh = dict(sharding.make_mesh(
+        config, jax.devices()[:cpu_devices(config, workers)]).shape)
+  count = 1
+  if mesh:
+    for size in mesh.values():
+      count *= size
+    config = dataclasses.replace(config, mesh=config_lib.MeshConfig(**mesh))
+  if kind == "cpu" and available is None:
+    available = host_memory_bytes() // workers // count
+    source = f"this machine's, shared by {workers * count} device(s)"
+  # A worker's share of the cores, whatever this process shows of them.
+  cores = max(1, len(process_lib.available_cores()) // workers)
+  hardware = hardware_lib.resolve(
+      config.cost, kind or "", cores / cpu_devices(config, workers))
+  return estimates.Machine(hardware, kind, count, available, source,
+                           is_assumed=False), config
+
+
+def host_memory_bytes() -> int:
+  """Of this machine, or of the control group that this process is in."""
+  total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  try:
+    limit = pathlib.Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    return min(total, int(limit))
+  except (OSError, ValueError):  # no such file, or "max"
+    return total
+
+
+def _basis(specs: Sequence[RunSpec],
+           calibration: calibrate.Calibration) -> str:
+  keys = {calibrate.speed_key(spec.config) for spec in specs}
+  text = (f"measured: {len(calibration.timed)} of {len(keys)} models timed "
+          f"here for {calibration.took_seconds:.0f} s, {calibration.workers} "
+          f"worker{'s' * (calibration.workers > 1)} at work")
+  if len(calibration.timed) < len(keys):
+    text += "; the others scaled by their FLOPs from the nearest"
+  return text
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+  values = list(values)
+  return None if None in values else sum(values)
+
+
+def _amount(one: estimates.Estimate, name: str) -> float | None:
+  return one.footprint and getattr(one.footprint, name)
+
+
+def _row(spec: RunSpec, one: estimates.Estimate) -> dict[str, Any]:
+  """A run as the file has it."""
+  return dict(
+      run_id=spec.run_id, overrides=dict(spec.overrides),
+      params_total=one.budget.params_total, tokens=one.budget.tokens,
+      steps=one.budget.steps, flops=one.budget.flops_total,
+      seconds=one.seconds, device_seconds=one.device_seconds,
+      **{name: _amount(one, name) for name in _AMOUNTS},
+      estimate=one.to_dict())
