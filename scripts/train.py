@@ -100,19 +100,24 @@ def _taken(record: records.RunRecord) -> str:
   split = ", ".join(f"{name} {seconds:.1f}" for name, seconds in spent.items()
                     if seconds >= 0.05)
 
-  def known(value: float | None, text: str, unknown: str) -> str:
-    return unknown if value is None else text.format(value)
+  def share(value: float | None, form: str, unknown: str) -> str:
+    return unknown if value is None else format(value, form)
 
-  mfu_unknown = ("unknown: the peak of this device is"
+  def amount(value: float | None, unit: str, name: str) -> str:
+    if value is None:
+      return f"{name} unknown"
+    return f"{value:,.2f} {unit}" if value >= 1 else f"{value:.3g} {unit}"
+
+  mfu_unknown = ("unknown (no peak of this device is known)"
                  if record.peak_flops_per_second is None else
-                 "unknown: on several kinds of devices")
+                 "unknown (devices of several kinds)")
   return (f"took {record.wall_seconds:.1f} s ({split}), goodput "
           + ", ".join([
-              known(record.goodput, "{:.0%}", "unknown"),
-              "MFU " + known(record.mfu, "{:.1%}", mfu_unknown),
-              known(record.energy_kwh, "{:.3g} kWh", "energy unknown"),
-              known(record.price_usd, "{:.3g} USD", "price unknown"),
-              known(record.co2e_kg, "{:.3g} kg CO2e", "CO2e unknown")]))
+              share(record.goodput, ".0%", "unknown"),
+              "MFU " + share(record.mfu, ".1%", mfu_unknown),
+              amount(record.energy_kwh, "kWh", "energy"),
+              amount(record.price_usd, "USD", "price"),
+              amount(record.co2e_kg, "kg CO2e", "CO2e")]))
 
 
 def _exit_code(record: records.RunRecord) -> int:

@@ -31,7 +31,12 @@ SHRINK = {
         "--config.evaluation.tokens=4096"],
     "scripts/train.py": [
         "--config.duration.tokens=8192", "--config.evaluation.tokens=4096"],
-    "scripts/plan.py": ["--noadvice"],
+    "scripts/plan.py --devices": ["--noadvice"],
+    "scripts/plan.py --hardware": [],
+    "scripts/plan.py": [
+        "--sweep_arg=most_tokens=16384",
+        "--sweep_arg=sizes=('3k', '6k', '14k')",
+        "--config.evaluation.tokens=4096"],
     "scripts/fit.py": ["--bootstrap=100"],
     "scripts/report.py": [],
     "scripts/convert.py": [],
@@ -56,9 +61,13 @@ def _script(command: list[str]) -> str:
 
 
 def _key(command: list[str]) -> str:
-  """What SHRINK has it under: the script, and the argument of a shell's."""
+  """What SHRINK has it under: the script, and what else tells its uses apart:
+  the argument of a shell's, a flag that SHRINK names."""
   script = _script(command)
-  return " ".join([script, *(command[1:2] if script.endswith(".sh") else [])])
+  if script.endswith(".sh"):
+    return " ".join([script, *command[1:2]])
+  flags = [f"{script} {one.split('=')[0]}" for one in command]
+  return next((one for one in flags if one in SHRINK), script)
 
 
 def test_every_command_is_known():
@@ -94,7 +103,8 @@ def test_commands_run(tmp_path: pathlib.Path):
     if script in NOT_RUN:
       continue
     takes_config = script in (
-        "scripts/quickstart.sh", "scripts/sweep.py", "scripts/train.py")
+        "scripts/quickstart.sh", "scripts/sweep.py", "scripts/train.py",
+        "scripts/plan.py")
     result = subprocess.run(
         [*command, *SHRINK[_key(command)],
          *([cache] if takes_config else [])],

@@ -75,9 +75,12 @@ def test_packages_count_by_the_share_of_cores(
     assert meter.kwh() == 0
     powercap.set("intel-rapl:0", "package-0", 700)
     powercap.set("intel-rapl:0:0", "core", 400)
-    powercap.set("intel-rapl:1", "package-1", 5400)
+    powercap.set("intel-rapl:1", "package-1", 5300)
     powercap.set("intel-rapl:2", "psys", 99_000)
     assert meter.kwh() == 0  # within a second nothing is read
+    assert meter.kwh(fresh=True) > 0  # unless it has to be
+    assert joules(meter) == (600 + 300) / 2
+    powercap.set("intel-rapl:1", "package-1", 5400)
     clock[0] += 1
     assert joules(meter) == (600 + 400) / 2
     powercap.set("intel-rapl:1", "package-1", 5500)

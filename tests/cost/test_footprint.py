@@ -238,7 +238,7 @@ def test_what_is_missing_is_named() -> None:
   assert "set cost.price_usd_per_chip_hour" in bare.price_source
   assert bare.energy_source == ("unknown: not measured, and no TDP of A Chip "
                                 "is known; set cost.tdp_watts (RAPL stopped)")
-  assert bare.co2e_source == "unknown: the energy is"
+  assert bare.co2e_source == "unknown: the energy is not known"
   cores = footprint.footprint(
       3600, chip(devices_per_chip=None, tdp_watts=100, price_usd_per_hour=1),
       config_lib.CostConfig(price_usd_per_chip_hour=2))
@@ -251,12 +251,13 @@ def test_what_is_missing_is_named() -> None:
 
 @pytest.mark.parametrize("name,value", [
     ("price_usd_per_chip_hour", -1), ("price_usd_per_chip_hour", math.inf),
+    ("price_usd_per_chip_hour", 2e4), ("tdp_watts", -1), ("tdp_watts", 4e5),
     ("kg_co2e_per_kwh", -0.1), ("kg_co2e_per_kwh", 385.0), ("pue", 0.9),
     ("pue", math.nan), ("pue", 110), ("tdp_fraction", 1.1),
     ("tdp_fraction", -0.1), ("region", "gcp:moon")])
 def test_absurd_factors_are_refused_before_and_after(
     name: str, value: Any) -> None:
-  """385 are grams, 110 a percentage."""
+  """385 are grams, 110 a percentage, 4e5 milliwatts."""
   cost = config_lib.CostConfig(**{name: value})
   for account in (lambda: footprint.check(cost), lambda: footprint.footprint(
       0, None, cost)):

@@ -207,6 +207,22 @@ def test_the_config_chooses() -> None:
   assert "A100" in peak.source
 
 
+def test_a_config_that_contradicts_jax_is_told_apart(
+    tmp_path: pathlib.Path) -> None:
+  cost = config_lib.CostConfig(hardware="a100")
+  assert hardware.contradicted(cost, "NVIDIA L4").name == "l4"
+  assert hardware.resolve(cost, "NVIDIA L4").label == (
+      "NVIDIA A100 SXM4 80 GB (as cost.hardware says of 'NVIDIA L4')")
+  assert "of 'NVIDIA L4'): NVIDIA A100 data" in hardware.peak(
+      "NVIDIA L4", "bfloat16", cost).source
+  file = write(tmp_path, "[ours]\ntdp_watts = 300\ndevices_per_chip = 1\n")
+  for name, kind in (("l4", "NVIDIA L4"), ("a100", "who knows"),
+                     ("ours", "NVIDIA L4"), (None, "NVIDIA L4")):
+    cost = config_lib.CostConfig(hardware=name, hardware_file=file)
+    assert hardware.contradicted(cost, kind) is None
+    assert "cost.hardware" not in str(hardware.resolve(cost, kind))
+
+
 # --- The user's own ----------------------------------------------------------
 
 
@@ -394,4 +410,4 @@ def test_the_chip_of_a_cpu_is_the_machine(
       16 / peaks.cores_per_device("cpu"))
   # A user's file knows better, and other hardware is no CPU of this machine.
   named = config_lib.CostConfig(hardware="v100")
-  assert hardware.resolve(named, "cpu", 1.0) == hardware.find("v100")
+  assert hardware.resolve(named, "cpu", 1.0).devices_per_chip == 1

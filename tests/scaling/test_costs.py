@@ -289,9 +289,10 @@ def test_the_section(sweep):
     assert how in text
   assert "kWh||1 of 22||unknown: no TDP||cost.hardware" in text
   assert text.count("cost.region") == 1
-  # 1.5 US$ were predicted of each, and of 20 runs both are known.
+  # 1.5 US$ were predicted of each; of 20 runs both are known, and one of them
+  # has not come to the end that was.
   assert "1.5\n→ 3 (2.00)" in text
-  assert "\n→ 60 (2.00)\n20 runs" in text
+  assert "28.5\n→ 57 (2.00)\n19 runs" in text
   assert "|all||" in text and "\n→ ≥ 63|" in text
   assert "never\nnot begun|" in text and "begun\nno result yet|" in text
   assert "n30000-d200000\ncomplete, not predicted|" in text

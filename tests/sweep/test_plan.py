@@ -68,6 +68,19 @@ def test_all_bad_cells_are_named_and_no_store_is_built(
   assert not pathlib.Path(base.data.cache_dir).exists()
 
 
+@pytest.mark.parametrize("cell, said", [
+    ({"cost.region": "mars"}, "config.cost.region: 'mars'"),
+    ({"cost.pue": 11.0}, "config.cost.pue"),
+    ({"cost.hardware": "h1000"}, "did you mean h100"),
+    ({"cost.hardware_file": "absent.toml"}, "absent.toml cannot be read")])
+def test_what_a_machine_costs_is_checked_before_any_run(
+    base: ml_collections.ConfigDict, cell: dict[str, Any],
+    said: str) -> None:
+  with pytest.raises(sweep.PlanError, match="cell 1") as caught:
+    sweep.plan(base, [cell])
+  assert said in str(caught.value)
+
+
 def test_more_tokens_than_the_data_names_the_cell(
     base: ml_collections.ConfigDict) -> None:
   with pytest.raises(sweep.PlanError) as caught:

@@ -108,7 +108,8 @@ def _meter(now: list[float], monkeypatch: pytest.MonkeyPatch) -> list[float]:
     def __exit__(self, *_):
       pass
 
-    def kwh(self) -> float | None:
+    def kwh(self, fresh: bool = False) -> float | None:
+      del fresh  # it always is
       if drawn[0] is None:
         return None
       return (now[0] - self._begin) * drawn[0]
@@ -270,9 +271,9 @@ def test_a_kill_before_the_first_checkpoint_is_paid_for_too(
   assert sum(phases(record).values()) == 2 * record.wall_seconds
 
 
-def test_steps_that_a_rollback_undoes_are_spent_and_not_good(
-    now: list[float], costly, tmp_path: pathlib.Path,
-    monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(name="spoilt")
+def _spoilt(monkeypatch: pytest.MonkeyPatch) -> None:
+  """Step 5 is bad."""
   read = objectives.TrainingBatches.__getitem__
 
   def spoilt(self, index: int):
@@ -282,6 +283,11 @@ def test_steps_that_a_rollback_undoes_are_spent_and_not_good(
     return dataclasses.replace(
         batch, weights=np.full_like(batch.weights, np.nan))
   monkeypatch.setattr(objectives.TrainingBatches, "__getitem__", spoilt)
+
+
+@pytest.mark.usefixtures("spoilt")
+def test_steps_that_a_rollback_undoes_are_spent_and_not_good(
+    now: list[float], costly, tmp_path: pathlib.Path) -> None:
   record = train.run(costly({"recovery.action": "rollback"}), tmp_path)
   assert (record.status, record.rollbacks) == ("complete", 1)
   # Step 5 is found bad after step 6: two more than the twelve.
@@ -290,6 +296,34 @@ def test_steps_that_a_rollback_undoes_are_spent_and_not_good(
       lost=0, wall=78)
   assert record.goodput == 24 / 78
   assert now[0] == 1078
+
+
+@pytest.mark.usefixtures("spoilt")
+def test_a_kill_after_a_rollback_forgets_nothing(
+    now: list[float], costly, tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch) -> None:
+  """The rows of the steps that it has undone are gone."""
+  config = costly({"recovery.action": "rollback", "train.log_every_steps": 1})
+  put = step_lib.put
+
+  def kill(*args: Any) -> Any:
+    if list(tmp_path.rglob("metrics.jsonl")) and any(
+        row["kind"] == "rollback" for row in records.read_metrics(
+            next(tmp_path.rglob("metrics.jsonl")))):
+      raise Killed()
+    return put(*args)
+  with monkeypatch.context() as patch:
+    patch.setattr(step_lib, "put", kill)
+    with pytest.raises(Killed):
+      train.run(config, tmp_path)
+  assert now[0] == 1000 + 11 + 12 + 5 + 6
+  record = train.run(config, tmp_path)
+  # Step 5 was bad twice, each time found after step 6.
+  assert phases(record) == dict(
+      startup=6, compile=16, input=16, step=32, evaluation=10, checkpoint=15,
+      lost=0, wall=95)
+  assert record.goodput == 24 / 95
+  assert now[0] == 1000 + 95
 
 
 def test_the_phases_of_a_real_run_are_its_time(
@@ -333,6 +367,23 @@ def test_what_counters_measure_is_kept_over_a_kill(
   for row in rows:
     assert row["energy_kwh"] == pytest.approx(row["device_seconds"] / 1000)
   assert now[0] == 1000 + 92
+
+
+def test_the_last_second_is_measured_too(
+    make_config, tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch) -> None:
+  """A meter that is asked again within a second may give what it has read."""
+  class Meter(energy.Meter):
+    """Two readings of a counter."""
+
+    def __enter__(self):
+      self.source = "measured: a counter"
+      return self
+
+    def kwh(self, fresh: bool = False) -> float:
+      return 0.5 if fresh else 0.25
+  monkeypatch.setattr(energy, "Meter", Meter)
+  assert train.run(make_config(), tmp_path).energy_kwh == 0.5
 
 
 @pytest.mark.parametrize("measured_first", [True, False])
@@ -569,17 +620,21 @@ def test_the_command_says_in_a_line_what_a_run_took() -> None:
       checkpoint_seconds=4.0, lost_seconds=8.0, goodput=0.45, mfu=0.321,
       peak_flops_per_second=1e12, energy_kwh=0.0123, price_usd=1.5,
       co2e_kg=0.00456)
+  dear = full | dict(energy_kwh=12345.678, price_usd=1234.5, co2e_kg=1.0)
   unknown = {name: full[name] for name in full if name.endswith("_seconds")}
   ended = subprocess.run(
       [sys.executable, "-c", program], check=True, text=True,
       capture_output=True, cwd=pathlib.Path(__file__).parents[2],
-      input=json.dumps([full, unknown, {}]))
+      input=json.dumps([full, dear, unknown, {}]))
   assert ended.stdout.splitlines() == [
       "took 100.0 s (startup 5.0, compile 20.0, input 1.0, step 50.0, "
       "evaluation 10.0, checkpoint 4.0, lost 8.0, other 2.0), goodput 45%, "
       "MFU 32.1%, 0.0123 kWh, 1.50 USD, 0.00456 kg CO2e",
       "took 100.0 s (startup 5.0, compile 20.0, input 1.0, step 50.0, "
+      "evaluation 10.0, checkpoint 4.0, lost 8.0, other 2.0), goodput 45%, "
+      "MFU 32.1%, 12,345.68 kWh, 1,234.50 USD, 1.00 kg CO2e",
+      "took 100.0 s (startup 5.0, compile 20.0, input 1.0, step 50.0, "
       "evaluation 10.0, checkpoint 4.0, lost 8.0, other 2.0), goodput "
-      "unknown, MFU unknown: the peak of this device is, energy unknown, "
-      "price unknown, CO2e unknown",
+      "unknown, MFU unknown (no peak of this device is known), energy "
+      "unknown, price unknown, CO2e unknown",
       "what it took is not on record"]

@@ -50,7 +50,7 @@ def test_every_way_fits_and_none_is_idle() -> None:
         changed, {"cost.hardware": way.hardware})
     there = machine(hardware, 8) if hardware else place
     assert way.memory_bytes == needed(changed, way.num_devices or 8)
-    assert way.memory_bytes <= way.available_bytes
+    assert way.memory_bytes <= 0.9 * way.available_bytes
     assert hardware is None or (
         way.available_bytes == there.available_bytes > place.available_bytes)
     for key, value in way.changes.items():

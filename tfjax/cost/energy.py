@@ -85,14 +85,14 @@ class Meter:
       self._update()
       self._parts = []
 
-  def kwh(self) -> float | None:
+  def kwh(self, fresh: bool = False) -> float | None:
     """Energy in kWh since `with` was entered; None where it is not measured.
 
-    Counters are read at most once a second; leaving `with` reads them for a
-    last time.
+    Counters are read at most once a second, unless it must be `fresh`; leaving
+    `with` reads them for a last time.
     """
     with self._lock:
-      if time.monotonic() - self._read_at >= _CACHED_SECONDS:
+      if fresh or time.monotonic() - self._read_at >= _CACHED_SECONDS:
         self._update()
       return self._kwh
 
@@ -220,7 +220,7 @@ def _cpu_part(powercap: pathlib.Path) -> _Part | None:
     values = [(name, counter.read()) for name, counter in counters.items()]
   except _Unmeasured as error:
     _LOG.info("the CPUs' energy is not measured: %s; the administrator can "
-                 "make %s/*/energy_uj readable", error, powercap)
+              "make %s/*/energy_uj readable", error, powercap)
     return None
   # Some packages of several dies show the socket's one counter once a die.
   for mirror in rapl.find_mirrored_counters(

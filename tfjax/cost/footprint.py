@@ -13,6 +13,9 @@ from tfjax import config as config_lib
 from tfjax.cost import hardware as hardware_lib
 from tfjax.cost import regions
 
+# Above any chip: milliwatts, or the price of a cluster.
+_MOST_WATTS = 1e5
+_MOST_USD_PER_CHIP_HOUR = 1e4
 # Above any grid and any building: a factor in grams, or a percentage.
 _MOST_KG_CO2E_PER_KWH = 3.0
 _MOST_PUE = 10.0
@@ -130,8 +133,8 @@ def check(cost: config_lib.CostConfig) -> None:
     ConfigError: a field is negative, no number or absurd, or the region is
       unknown.
   """
-  limits = {"price_usd_per_chip_hour": (0.0, math.inf),
-            "tdp_watts": (0.0, math.inf),
+  limits = {"price_usd_per_chip_hour": (0.0, _MOST_USD_PER_CHIP_HOUR),
+            "tdp_watts": (0.0, _MOST_WATTS),
             "kg_co2e_per_kwh": (0.0, _MOST_KG_CO2E_PER_KWH),
             "pue": (1.0, _MOST_PUE), "tdp_fraction": (0.0, 1.0)}
   for name, (least, most) in limits.items():
@@ -179,8 +182,9 @@ def _energy(chip_hours: float | None, hardware: hardware_lib.Hardware | None,
     return None, (f"unknown: not measured, and no TDP of {hardware.label} is "
                   f"known; set cost.tdp_watts{unmeasured}")
   return kwh_of(chip_hours, watts, cost.tdp_fraction), (
-      f"estimated: chip-hours x TDP {watts:g} W of {of_what} x cost.tdp_fraction {cost.tdp_fraction:g}, not "
-      f"measured; nothing else of the machine is counted{unmeasured}")
+      f"estimated: chip-hours x TDP {watts:g} W of {of_what} x "
+      f"cost.tdp_fraction {cost.tdp_fraction:g}, not measured; nothing else of "
+      f"the machine is counted{unmeasured}")
 
 
 def _co2e(energy_kwh: float | None, region: regions.Region | None,
@@ -197,7 +201,7 @@ def _co2e(energy_kwh: float | None, region: regions.Region | None,
     return pue, None, ("unknown: no carbon intensity; set cost.region or "
                        "cost.kg_co2e_per_kwh")
   if energy_kwh is None:
-    return pue, None, "unknown: the energy is"
+    return pue, None, "unknown: the energy is not known"
   if pue is None:
     return None, co2e_kg_of(energy_kwh, intensity), (
         f"energy x {intensity:g} kg/kWh ({source}); the PUE is unknown and "
@@ -208,7 +212,8 @@ def _co2e(energy_kwh: float | None, region: regions.Region | None,
 
 def _no_chips(hardware: hardware_lib.Hardware | None) -> str:
   if hardware is None:
-    return "the hardware is not known; set cost.hardware"
+    return ("the hardware is not known; set cost.hardware, or describe it in "
+            "cost.hardware_file")
   return (f"how many devices a chip of {hardware.label} has is not known; give "
           "its devices_per_chip in cost.hardware_file")
 

@@ -147,7 +147,7 @@ def resolve(cost: config_lib.CostConfig, device_kind: str,
   """What a run is on: as its config says, else by what JAX calls the device.
 
   Of CPUs the chip is this machine, all of its cores together: it is what has
-  a price and draws power.
+  a price and draws power. Where the config and JAX disagree, the label says so.
 
   Args:
     cores_per_device: of CPUs; unset: as many as this process has.
@@ -157,11 +157,41 @@ def resolve(cost: config_lib.CostConfig, device_kind: str,
   """
   found = (of_device(device_kind, cost.hardware_file) if cost.hardware is None
            else find(cost.hardware, cost.hardware_file))
+  if contradicted(cost, device_kind):
+    return dataclasses.replace(found, label=(
+        f"{found.label} (as cost.hardware says of {device_kind!r})"))
   if device_kind != "cpu" or found is None or found.devices_per_chip:
     return found
   cores = cores_per_device or peaks.cores_per_device(device_kind)
   return dataclasses.replace(
       found, devices_per_chip=(os.cpu_count() or 1) / cores)
+
+
+def contradicted(cost: config_lib.CostConfig,
+                 device_kind: str) -> Hardware | None:
+  """What the device is by the tables, where the config names other hardware.
+
+  Raises:
+    ConfigError: as `resolve`.
+  """
+  if cost.hardware is None:
+    return None
+  kinds = find(cost.hardware, cost.hardware_file).device_kinds
+  return (None if not kinds or device_kind in kinds else
+          of_device(device_kind, cost.hardware_file))
+
+
+def check(cost: config_lib.CostConfig) -> None:
+  """Raises where `resolve` would.
+
+  Raises:
+    ConfigError: the config names hardware that is in no table, or a file that
+      is wrong.
+  """
+  if cost.hardware is not None:
+    find(cost.hardware, cost.hardware_file)
+  elif cost.hardware_file:
+    entries(cost.hardware_file)
 
 
 # --- What one device can do --------------------------------------------------

@@ -33,9 +33,12 @@ _REMEDIES = {
     "co2e_kg": "cost.region, or cost.kg_co2e_per_kwh; it needs the energy too",
     "mfu": "cost.hardware, or scripts/bench.py --peak on that machine",
 }
-_HOW_HOURS = "wall time from a run's claim to its result"
+_HOW_FLOPS = ", without steps that were undone or lost"
+_HOW_HOURS = ("wall time from a run's claim to its result; of runs side by "
+              "side the sum")
 _HOW_OCCUPIED = "wall time from claim to result, times devices"
 _HOW_INSIDE = "time inside training steps, times devices"
+_HOW_KWH = "; without the PUE, which is in CO2e"
 
 
 def section(frame: pd.DataFrame, forecast: costs.Forecast | None,
@@ -139,7 +142,7 @@ def _how(frame: pd.DataFrame, spent: pd.DataFrame, name: str) -> str:
     return _texts(spent["occupied"][known].map(
         {True: _HOW_OCCUPIED, False: _HOW_INSIDE}))
   text = _texts(frame[_SOURCES[name]][known].fillna("not said"))
-  return text + "; without the PUE, which is in CO2e" * (name == "energy_kwh")
+  return text + {"flops": _HOW_FLOPS, "energy_kwh": _HOW_KWH}.get(name, "")
 
 
 def _peaks(frame: pd.DataFrame) -> pd.Series:
@@ -227,12 +230,16 @@ def _pair(row: dict[str, Any], name: str) -> str:
 
 
 def _sums(compared: pd.DataFrame, names: Sequence[str]) -> list[list[str]]:
-  """Like with like, then everything, where that is more."""
-  both, every = ["runs that know both"], ["all"]
+  """Like with like, then everything, where that is more.
+
+  A forecast is of a run that comes to its end.
+  """
+  ended = compared["status"].eq("complete")
+  both, every = ["complete runs that know both"], ["all"]
   for name in names:
     predicted, real = (compared[f"{name}_{end}"]
                        for end in ("predicted", "spent"))
-    shared = predicted.notna() & real.notna()
+    shared = ended & predicted.notna() & real.notna()
     sums = {f"{name}_predicted": predicted[shared].sum(min_count=1),
             f"{name}_spent": real[shared].sum(min_count=1)}
     ratio = (sums[f"{name}_spent"] / sums[f"{name}_predicted"]
@@ -241,10 +248,9 @@ def _sums(compared: pd.DataFrame, names: Sequence[str]) -> list[list[str]]:
     both.append(_pair(sums | {f"{name}_ratio": ratio}, name) + count)
     every.append(f"{_at_least(name, predicted[compared['planned']])}\n{_ARROW} "
                  f"{_at_least(name, real[compared['status'].notna()])}")
-  complete = compared["planned"].all() and compared["status"].notna().all()
-  if complete and not compared[[f"{name}_{end}" for name in names
-                                for end in ("predicted", "spent")]
-                               ].isna().any(axis=None):
+  numbers = compared[[f"{name}_{end}" for name in names
+                      for end in ("predicted", "spent")]]
+  if ended.all() and not numbers.isna().any(axis=None):
     return [["all", *both[1:]]]
   return [both, every]
 

@@ -15,6 +15,8 @@ import ml_collections
 
 from tfjax import config as config_lib
 from tfjax.cost import budget as budget_lib
+from tfjax.cost import footprint
+from tfjax.cost import hardware
 from tfjax.data import batches as batches_lib
 from tfjax.data import store as store_lib
 from tfjax.data import vocabulary
@@ -164,7 +166,10 @@ def _resolved(base: ml_collections.ConfigDict,
               cell: Mapping[str, Any]) -> config_lib.ExperimentConfig:
   config = base.copy_and_resolve_references()
   config_lib.override(config, cell)
-  return config_lib.resolve(config)
+  resolved = config_lib.resolve(config)
+  footprint.check(resolved.cost)
+  hardware.check(resolved.cost)
+  return resolved
 
 
 def _unresolved(

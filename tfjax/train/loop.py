@@ -368,6 +368,7 @@ class _Run:
     if self.rows is not None:
       self.rows.cut(step, kept)
     self._write(row)
+    self.spent.note(step)  # the rows that told of it have just been cut
     return step
 
   # --- End -------------------------------------------------------------------

@@ -331,7 +331,8 @@ def provenance() -> dict[str, Any]:
     except importlib.metadata.PackageNotFoundError:
       continue
   return dict(code_version=_code_version(), packages=packages,
-              python_version=platform.python_version(), host_cpu=peaks.host_cpu())
+              python_version=platform.python_version(),
+              host_cpu=peaks.host_cpu())
 
 
 def _code_version() -> str | None:

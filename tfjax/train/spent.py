@@ -70,6 +70,11 @@ class Spent:
     self._measuring = jax.process_count() == 1 and meter.kwh() is not None
     self.peak = hardware_lib.peak(
         self._kind, config.train.dtype, config.cost)
+    other = hardware_lib.contradicted(config.cost, self._kind)
+    if other:
+      _LOG.warning("cost.hardware is %s, but JAX trains on %r, which is %s: "
+                   "price, energy and MFU are not of what it runs on",
+                   config.cost.hardware, self._kind, other.name)
     self._go_on(NOTHING)
 
   def start(self, saved: dict[str, Any] | None, step: int) -> None:
@@ -118,11 +123,11 @@ class Spent:
   def gather(self) -> None:
     """Sums what all processes have measured; by all of them."""
     if self._measuring:
-      self._gathered_kwh = _over_processes(self._meter.kwh())
+      self._gathered_kwh = _over_processes(self._meter.kwh(fresh=True))
 
   def counters(self) -> dict[str, Any]:
     """What a resume goes on from; energy of all processes as gathered."""
-    kwh, count = self._part_kwh(), jax.process_count()
+    kwh, count = self._part_kwh(fresh=True), jax.process_count()
     sources = set(self._before["measured_sources"])
     if kwh is not None:
       sources.add(self._meter.source + (
@@ -152,11 +157,11 @@ class Spent:
         # Of the files that a run cannot do without, the next will tell.
         _LOG.warning("%s", error)
 
-  def _part_kwh(self) -> float | None:
-    """Measured in this part, or None."""
+  def _part_kwh(self, fresh: bool = False) -> float | None:
+    """Measured in this part, or None; up to a second old, unless `fresh`."""
     if not self._measuring:
       return None
-    return (self._meter.kwh() if jax.process_count() == 1 else
+    return (self._meter.kwh(fresh) if jax.process_count() == 1 else
             self._gathered_kwh)
 
   def _unmeasured(self, part_kwh: float | None,

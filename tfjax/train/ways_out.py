@@ -49,9 +49,14 @@ _SLOWER = {"mesh.tensor": 0.05, "mesh.fsdp": 0.02,
            "train.accumulation_steps": 0.01, "model.scan_layers": 0.01}
 
 
+# Of a device's memory, what a way may take: the estimate errs by a tenth.
+_SAFE = 0.9
+
+
 def find(config: config_lib.ExperimentConfig, machine: estimates.Machine,
          most: int = 3) -> list[Way]:
-  """The cheapest changes after which a step fits, by the memory's estimate.
+  """The cheapest changes after which a step fits, by the memory's estimate
+  and with a tenth to spare.
 
   At most all but one are for the same machine, the cheapest first; then a
   smaller batch, which changes the result, and other machines, by price.
@@ -116,7 +121,7 @@ def _way(config: config_lib.ExperimentConfig, machine: estimates.Machine,
     needed = memory_lib.estimate(candidate, mesh, machine.backend).total
   except config_lib.ConfigError:  # it does not divide over the mesh
     return None
-  if needed > machine.available_bytes:
+  if needed > _SAFE * machine.available_bytes:
     return None
   kept = {key: value for key, value in wanted.items()
           if value != _value(config, key)}
@@ -130,8 +135,8 @@ def _way(config: config_lib.ExperimentConfig, machine: estimates.Machine,
 def _smaller_batch(config: config_lib.ExperimentConfig,
                    machine: estimates.Machine) -> Way | None:
   mesh = estimates.mesh_shape(config, machine.num_devices)
-  size = memory_lib.largest_batch(config, mesh, machine.available_bytes,
-                                  machine.backend)
+  size = memory_lib.largest_batch(
+      config, mesh, int(_SAFE * machine.available_bytes), machine.backend)
   if size is None or size >= config.train.batch_size:
     return None
   return _way(config, machine, {"train.batch_size": size})
