@@ -247,19 +247,31 @@ def cells(console: console_lib.Console,
   labels = _labels(forecast)
   rows = [_cell(labels[spec.run_id], one)
           for spec, one in zip(forecast.specs, forecast.estimates)]
-  result = table_lib.Table(box=None, pad_edge=False, padding=(0, 1),
-                           show_footer=True, header_style="dim",
-                           footer_style="bold")
   # What is unknown of every run takes no column.
   kept = [place for place in range(len(names))
           if any(row[place] != "unknown" for row in rows)]
-  for place in kept:
-    result.add_column(names[place], footers[place].strip(), no_wrap=True,
-                      justify="right" if place else "left",
-                      overflow="ellipsis")
-  for row in rows:
-    result.add_row(*(text_lib.Text(row[place].strip()) for place in kept))
-  console.print(result)
+
+  def part(places: Sequence[int]) -> table_lib.Table:
+    result = table_lib.Table(box=None, pad_edge=False, padding=(0, 1),
+                             show_footer=True, header_style="dim",
+                             footer_style="bold")
+    for place in places:
+      result.add_column(names[place], footers[place].strip(), no_wrap=True,
+                        justify="right" if place else "left",
+                        overflow="ellipsis")
+    for row in rows:
+      result.add_row(*(text_lib.Text(row[place].strip()) for place in places))
+    return result
+
+  whole = part(kept)
+  # Measured for a console without an end, else it is never too wide.
+  endless = console.options.update(max_width=1000)
+  if console.measure(whole, options=endless).maximum <= console.width:
+    console.print(whole)
+    return
+  costs = names.index("time")
+  console.print(part([place for place in kept if place < costs]))
+  console.print(part([0, *(place for place in kept if place >= costs)]))
 
 
 def _cell(label: str, one: estimates.Estimate) -> list[str]:
