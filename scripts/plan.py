@@ -49,6 +49,7 @@ from tfjax import config as config_lib
 from tfjax import sweep
 from tfjax.cost import estimates
 from tfjax.cost import hardware as hardware_lib
+from tfjax.cost import memory as memory_lib
 from tfjax.data import corpora
 from tfjax.sweep import calibrate
 from tfjax.sweep import cells as cells_lib
@@ -221,14 +222,15 @@ def _forecast(console: console_lib.Console, config: Any) -> dict[str, Any]:
               forecast_lib.here(specs, _WORKERS.value))
   if not elsewhere and forecast.fits is not False:
     forecast = _timed(console, config, cells)
-  _show(console, forecast)
+  batch = _largest_batch(forecast)
+  _show(console, forecast, batch)
   found = _ways(forecast)
   if forecast.fits is False:
     show.ways(console, found)
   elif _WORKDIR.value:
     forecast.write(_WORKDIR.value)
   return forecast.to_dict() | dict(
-      fits=forecast.fits, seconds=forecast.seconds,
+      fits=forecast.fits, seconds=forecast.seconds, largest_batch=batch,
       ways_out=[show.way_dict(way) for way in found])
 
 
@@ -263,11 +265,22 @@ def _timed(console: console_lib.Console, config: Any,
   return forecast_lib.here(specs, _WORKERS.value, calibration)
 
 
-def _show(console: console_lib.Console,
-          forecast: forecast_lib.Forecast) -> None:
+def _largest_batch(forecast: forecast_lib.Forecast) -> int | None:
+  """That fits, of a single run; CPUs compute any batch in small parts."""
+  (spec, *others), (one, *_) = forecast.specs, forecast.estimates
+  machine = one.machine
+  if others or machine.backend == "cpu" or machine.available_bytes is None:
+    return None
+  return memory_lib.largest_batch(
+      estimates.with_vocabulary(spec.config), one.mesh,
+      machine.available_bytes, machine.backend)
+
+
+def _show(console: console_lib.Console, forecast: forecast_lib.Forecast,
+          batch: int | None) -> None:
   if len(forecast.specs) == 1:
     (spec,), (one,) = forecast.specs, forecast.estimates
-    show.run(console, spec.config, one)
+    show.run(console, spec.config, one, batch)
   else:
     show.sweep_of_runs(console, forecast)
   plan_curve.schedules(console, forecast.specs)

@@ -99,7 +99,7 @@ def quantity(value: float | None, unit: str) -> str:
 
 
 def run(console: console_lib.Console, config: config_lib.ExperimentConfig,
-        one: estimates.Estimate) -> None:
+        one: estimates.Estimate, largest_batch: int | None) -> None:
   """All that is known of one run."""
   budget = one.budget
   line(console, f"{one.name}: {one.family}, {config.objective.name}, "
@@ -124,6 +124,9 @@ def run(console: console_lib.Console, config: config_lib.ExperimentConfig,
       ("FLOPs", exponent(budget.flops_total), one.flops_convention)])
   flops(console, [one])
   memory(console, one)
+  if largest_batch is not None:
+    line(console, f"the largest batch that fits: {largest_batch:,} sequences "
+         "on these devices (estimate)")
   facts(console, "cost", cost_rows(one, one.seconds, one.seconds_source))
 
 

@@ -165,6 +165,9 @@ def test_a_large_run_on_a_machine_that_is_not_here(
       2 * row["device_seconds"] / 3600)
   kept = strict((tmp_path / "w" / "cost.json").read_text())
   assert kept["total"] == result["total"]
+  # So many times 2 data x 64 fsdp x 8 parts.
+  assert result["largest_batch"] in range(2048, 2**20, 1024)
+  assert f"{result['largest_batch']:,} sequences" in done.stdout
   for words in ("174,604,836,864", "6N_non_embedding", "MFU 0.4, assumed",
                 "warmup to step 7,153", "kWh", "kg CO2e", "cost.price"):
     assert words in done.stdout
