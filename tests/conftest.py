@@ -4,6 +4,7 @@ one of token stores, and a run that trains in a blink."""
 
 import os
 import pathlib
+import signal
 from typing import Any, Callable
 
 # Before JAX is imported. One cache for all tests, workers and the processes
@@ -28,6 +29,11 @@ for name in ("WANDB_API_KEY", "WANDB_BASE_URL"):
 import pytest  # pylint: disable=wrong-import-position
 
 from tfjax import config as config_lib  # pylint: disable=wrong-import-position
+
+# What a shell starts in the background ignores Ctrl-C, and so would every test
+# and process from here on.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MakeConfig = Callable[..., config_lib.ExperimentConfig]
 
