@@ -109,7 +109,7 @@ def num_workers(specs: Sequence[RunSpec], workers: int | None) -> int:
 
 
 def measure(specs: Sequence[RunSpec], workers: int | None = None, *,
-            most_seconds: float = 40.0) -> Calibration:
+            most_seconds: float = 60.0) -> Calibration:
   """Times every distinct model of a sweep, those of long runs first.
 
   Args:
