@@ -25,6 +25,7 @@ import numpy as np
 
 from tfjax import config as config_lib
 from tfjax.cost import energy
+from tfjax.cost import flops as flops_lib
 from tfjax.cost import footprint as footprint_lib
 from tfjax.cost import hardware as hardware_lib
 from tfjax.train import claim
@@ -115,10 +116,11 @@ class Spent:
   def mfu(self, tokens_per_second: float | None,
           flops_per_token: float) -> float | None:
     """Of this part's devices; None where their peak is unknown."""
-    peak = self.peak.flops_per_second
-    if tokens_per_second is None or peak is None:
+    if tokens_per_second is None:
       return None
-    return tokens_per_second * flops_per_token / (peak * self._devices)
+    return flops_lib.model_flops_utilization(
+        tokens_per_second, flops_per_token, self._devices,
+        self.peak.flops_per_second)
 
   def gather(self) -> None:
     """Sums what all processes have measured; by all of them."""

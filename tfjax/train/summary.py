@@ -154,6 +154,6 @@ def _machine(parts: parts_lib.Parts,
       device_kind=device.device_kind, device_count=parts.mesh.devices.size,
       process_count=jax.process_count(), mesh=dict(parts.mesh.shape),
       device_seconds=clock.device_seconds(), tokens_per_second=clock.rate(),
-      mfu=(rate * parts.budget.flops_per_token / peak
-           if rate and peak else None),
+      mfu=None if rate is None else flops_lib.model_flops_utilization(
+          rate, parts.budget.flops_per_token, 1, peak),
       peak_flops_per_second=peak, peak_source=spent.peak.source)
