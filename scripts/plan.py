@@ -193,7 +193,7 @@ def _compiled(console: console_lib.Console, config: Any) -> dict[str, Any]:
   jax.config.update("jax_enable_compilation_cache", False)
   if _DEVICES.value:
     jax.config.update("jax_num_cpu_devices", _DEVICES.value)
-  resolved = ahead.with_vocabulary(config_lib.resolve(config))
+  resolved = estimates.with_vocabulary(config_lib.resolve(config))
   devices = (ahead.topology(_TOPOLOGY.value) if _TOPOLOGY.value
              else jax.devices())
   return plan_compiled.plan(

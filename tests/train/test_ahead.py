@@ -11,6 +11,7 @@ import pytest
 
 from tfjax import config as config_lib
 from tfjax import objectives
+from tfjax.cost import estimates
 from tfjax.data import batches as batches_lib
 from tfjax.data import tokenizers
 from tfjax.data import vocabulary as vocabulary_lib
@@ -39,7 +40,7 @@ OBJECTIVES = {
 def make_fixture(make_config):
   """A config for eight devices, whose vocabulary is known."""
   def make(changes: dict[str, Any]) -> config_lib.ExperimentConfig:
-    return ahead.with_vocabulary(make_config(
+    return estimates.with_vocabulary(make_config(
         {"runtime.num_devices": 8} | changes))
   return make
 

@@ -18,6 +18,8 @@ from typing import Any
 
 import jax
 
+from tfjax.cost import cores as cores_lib
+
 _LOG = logging.getLogger("tfjax")
 
 POWERCAP = pathlib.Path("/sys/class/powercap")
@@ -235,9 +237,7 @@ def _cpu_part(powercap: pathlib.Path) -> _Part | None:
 def _cores() -> tuple[int, int]:
   """Cores that this process may run on, and all."""
   cores = os.cpu_count() or 1
-  if not hasattr(os, "sched_getaffinity"):
-    return cores, cores
-  return min(len(os.sched_getaffinity(0)), cores), cores
+  return min(len(cores_lib.usable()), cores), cores
 
 
 def _gpu_part(devices: Sequence[jax.Device]) -> _Part:

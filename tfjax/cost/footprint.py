@@ -6,6 +6,7 @@ draws and costs is in `tfjax.cost.hardware`, what a grid emits in
 `tfjax.cost.regions`; `tfjax.cost.energy` measures.
 """
 
+from collections.abc import Iterable
 import dataclasses
 import math
 
@@ -124,6 +125,12 @@ def footprint(
   pue, co2e_kg, co2e_source = _co2e(energy_kwh, region, cost)
   return Footprint(device_hours, price_usd, price_source, energy_kwh,
                    energy_source, cost.region, pue, co2e_kg, co2e_source)
+
+
+def total(amounts: Iterable[float | None]) -> float | None:
+  """The sum of amounts of one unit; None where one of them is unknown."""
+  amounts = list(amounts)
+  return None if None in amounts else sum(amounts)
 
 
 def check(cost: config_lib.CostConfig) -> None:

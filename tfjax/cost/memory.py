@@ -90,7 +90,7 @@ def estimate(config: config_lib.ExperimentConfig,
   if config.model.vocab_size is None:
     raise config_lib.ConfigError(
         "model.vocab_size", "is not known yet; take it from the tokenizer "
-        "(tfjax.train.ahead.with_vocabulary)")
+        "(tfjax.cost.estimates.with_vocabulary)")
   lengths = lengths_lib.of(config)
   _check_divides(config, mesh, lengths)
   step = moments.Step(config, mesh, backend, lengths)

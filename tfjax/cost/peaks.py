@@ -18,6 +18,8 @@ from typing import Any
 
 import jax
 
+from tfjax.cost import cores as cores_lib
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -75,9 +77,7 @@ def cores_per_device(device_kind: str) -> float | None:
   """Cores that this process has for each of its CPU devices; None: no CPU."""
   if device_kind != "cpu":
     return None
-  cores = (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
-           else os.cpu_count() or 1)
-  return cores / jax.local_device_count("cpu")
+  return len(cores_lib.usable()) / jax.local_device_count("cpu")
 
 
 def find(device_kind: str) -> Measured | None:

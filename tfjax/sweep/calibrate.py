@@ -20,7 +20,7 @@ import time
 from typing import Iterator, Sequence
 
 from tfjax import config as config_lib
-from tfjax.sweep import process as process_lib
+from tfjax.cost import cores as cores_lib
 from tfjax.sweep import timing as timing_lib
 from tfjax.sweep.launch import launch
 from tfjax.sweep.launch import Observer
@@ -104,7 +104,7 @@ def num_workers(specs: Sequence[RunSpec], workers: int | None) -> int:
   """Worker processes that the launcher starts for a sweep."""
   if workers is None:
     workers = (1 if tuning.has_accelerator()
-               else len(process_lib.available_cores()))
+               else len(cores_lib.usable()))
   return min(workers, len(specs))
 
 

@@ -7,17 +7,19 @@ what was spent beside what was predicted. One run's cost is worked out in
 """
 
 import dataclasses
+import math
 import os
 import pathlib
-from typing import Any, Iterable, Sequence
+from typing import Any, Sequence
 
 import jax
 
 from tfjax import config as config_lib
+from tfjax.cost import cores as cores_lib
 from tfjax.cost import estimates
+from tfjax.cost import footprint as footprint_lib
 from tfjax.cost import hardware as hardware_lib
 from tfjax.sweep import calibrate
-from tfjax.sweep import process as process_lib
 from tfjax.sweep.plan import RunSpec
 from tfjax.train import records
 from tfjax.train import sharding
@@ -56,8 +58,10 @@ class Forecast:
         tokens=sum(one.budget.tokens for one in self.estimates),
         flops=sum(one.budget.flops_total for one in self.estimates),
         hours=None if self.seconds is None else self.seconds / 3600,
-        device_seconds=_sum(one.device_seconds for one in self.estimates),
-        **{name: _sum(_amount(one, name) for one in self.estimates)
+        device_seconds=footprint_lib.total(
+            one.device_seconds for one in self.estimates),
+        **{name: footprint_lib.total(
+            _amount(one, name) for one in self.estimates)
            for name in _AMOUNTS})
 
   def to_dict(self) -> dict[str, Any]:
@@ -131,10 +135,13 @@ def makespan(seconds: Sequence[float | None], workers: int) -> float | None:
 
 def cpu_devices(config: config_lib.ExperimentConfig, workers: int) -> int:
   """Devices that JAX shows a worker of this machine without accelerators."""
-  cores = max(1, len(process_lib.available_cores()) // workers)
   environment = tuning.process_environment(
-      config.runtime, cores=cores, mesh=config.mesh)
+      config.runtime, cores=_worker_cores(workers), mesh=config.mesh)
   return int(environment.get("JAX_NUM_CPU_DEVICES", 1))
+
+
+def _worker_cores(workers: int) -> int:
+  return max(1, len(cores_lib.usable()) // workers)
 
 
 # --- Details -----------------------------------------------------------------
@@ -158,18 +165,16 @@ def _machine_here(
     kind, available = "cpu", None
     mesh = dict(sharding.make_mesh(
         config, jax.devices()[:cpu_devices(config, workers)]).shape)
-  count = 1
+  count = math.prod(mesh.values()) if mesh else 1
   if mesh:
-    for size in mesh.values():
-      count *= size
     config = dataclasses.replace(config, mesh=config_lib.MeshConfig(**mesh))
   if kind == "cpu" and available is None:
     available = host_memory_bytes() // workers // count
     source = f"this machine's, shared by {workers * count} device(s)"
   # A worker's share of the cores, whatever this process shows of them.
-  cores = max(1, len(process_lib.available_cores()) // workers)
   hardware = hardware_lib.resolve(
-      config.cost, kind or "", cores / cpu_devices(config, workers))
+      config.cost, kind or "",
+      _worker_cores(workers) / cpu_devices(config, workers))
   return estimates.Machine(hardware, kind, count, available, source,
                            is_assumed=False), config
 
@@ -193,11 +198,6 @@ def _basis(specs: Sequence[RunSpec],
   if len(calibration.timed) < len(keys):
     text += "; the others scaled by their FLOPs from the nearest"
   return text
-
-
-def _sum(values: Iterable[float | None]) -> float | None:
-  values = list(values)
-  return None if None in values else sum(values)
 
 
 def _amount(one: estimates.Estimate, name: str) -> float | None:

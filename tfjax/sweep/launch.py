@@ -16,6 +16,7 @@ import signal
 from typing import Any, Iterator, Sequence
 
 from tfjax import config as config_lib
+from tfjax.cost import cores as cores_lib
 from tfjax.sweep import ledger
 from tfjax.sweep import process as process_lib
 from tfjax.sweep.plan import RunSpec
@@ -168,7 +169,7 @@ class LocalPool:
     # A CPU worker has devices for the largest mesh of its runs.
     self._mesh = max((spec.config.mesh for spec in specs),
                      key=lambda mesh: mesh.num_devices)
-    cores = process_lib.available_cores()
+    cores = cores_lib.usable()
     if workers is None:
       workers = 1 if tuning.has_accelerator() else len(cores)
     workers = min(workers, num_runs)

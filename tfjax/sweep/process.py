@@ -108,13 +108,6 @@ class Worker:
     return tail(self.stderr)
 
 
-def available_cores() -> list[int]:
-  """The cores that this process may use."""
-  if hasattr(os, "sched_getaffinity"):
-    return sorted(os.sched_getaffinity(0))
-  return list(range(os.cpu_count() or 1))
-
-
 def tail(file: IO[bytes]) -> str:
   """The end of a text file."""
   size = file.seek(0, os.SEEK_END)

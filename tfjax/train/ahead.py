@@ -23,7 +23,6 @@ import numpy as np
 
 from tfjax import config as config_lib
 from tfjax import objectives
-from tfjax.cost import budget
 from tfjax.cost import hardware
 from tfjax.cost import hlo
 from tfjax.cost import lengths as lengths_lib
@@ -175,15 +174,6 @@ def describe(devices: Sequence[Any], dtype: str) -> hardware.Device:
 
 
 # --- Shapes ------------------------------------------------------------------
-
-
-def with_vocabulary(
-    config: config_lib.ExperimentConfig) -> config_lib.ExperimentConfig:
-  """The config with the embedding's rows set: as many as it asks for, else
-  those of the tokenizer and what the objective adds."""
-  if config.model.vocab_size is not None:
-    return config
-  return budget.with_vocabulary(config, vocabulary_lib.size(config))
 
 
 def abstract_batch(config: config_lib.ExperimentConfig) -> loss_lib.Batch:

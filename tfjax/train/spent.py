@@ -15,7 +15,7 @@ import logging
 import os
 import pathlib
 import socket
-from typing import Any, Iterable
+from typing import Any
 import zlib
 
 import jax
@@ -181,7 +181,8 @@ class Spent:
     rest = self._unmeasured(part_kwh, occupied)
     estimates = [_product(seconds, self._kwh_per_device_second[kind])
                  for kind, seconds in rest.items()]
-    return _sum([self._before["measured_kwh"], part_kwh or 0.0, *estimates])
+    return footprint_lib.total(
+        [self._before["measured_kwh"], part_kwh or 0.0, *estimates])
 
   # --- At its end ------------------------------------------------------------
 
@@ -247,8 +248,8 @@ def footprint(
               measured_source=measured or why)
   parts = {kind: of(kind, seconds) for kind, seconds in occupied.items()}
   estimates = {kind: of(kind, seconds) for kind, seconds in rest.items()}
-  kwh = _sum([counters["measured_kwh"],
-              *(part.energy_kwh for part in estimates.values())])
+  kwh = footprint_lib.total([
+      counters["measured_kwh"], *(part.energy_kwh for part in estimates.values())])
   said = ([f"{counters['measured_kwh']:.4g} kWh {measured}"]
           if measured else [])
   said += [f"{part.device_hours:.4g} device-hours on {kind} "
@@ -260,7 +261,7 @@ def footprint(
       measured_source=source)
   return dataclasses.replace(
       whole, energy_source=source,
-      price_usd=_sum(part.price_usd for part in parts.values()),
+      price_usd=footprint_lib.total(part.price_usd for part in parts.values()),
       price_source="; ".join(f"{kind}: {part.price_source}"
                              for kind, part in parts.items()))
 
@@ -367,9 +368,3 @@ def _over_processes(kwh: float | None) -> float | None:
 
 def _product(left: float, right: float | None) -> float | None:
   return None if right is None else left * right
-
-
-def _sum(values: Iterable[float | None]) -> float | None:
-  """None where one is unknown."""
-  values = list(values)
-  return None if None in values else sum(values)

@@ -14,6 +14,7 @@ import sys
 from typing import Mapping
 
 from tfjax import config as config_lib
+from tfjax.cost import cores as cores_lib
 
 _HUGE_PAGES = "glibc.malloc.hugetlb=1"
 _MARK = "TFJAX_CPU_TUNED"
@@ -86,10 +87,8 @@ def has_accelerator(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def available_cores() -> int:
-  """The cores that this process may run on."""
-  if hasattr(os, "sched_getaffinity"):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
+  """How many cores this process may run on."""
+  return len(cores_lib.usable())
 
 
 def restart_tuned(
