@@ -151,7 +151,7 @@ def tfjax_step(shape: Shape) -> Callable[[Any], Callable[[], float]]:
   mesh = sharding.make_mesh(config)
   steps = step_lib.steps_for(config, mesh)
   state = steps.init(jax.random.key(0),
-                     optimizers.make_schedule(config.optimizer, 1000))
+                     optimizers.make_hyperparameters(config.optimizer, 1000))
   weights = np.ones((shape.batch_size, shape.context_length), np.float32)
 
   def step(windows):

@@ -61,7 +61,7 @@ def measure(config: config_lib.ExperimentConfig, rounds: int
   step = steps.compiled_train(batch)
   compile_seconds = time.perf_counter() - begin
   state = steps.init(jax.random.key(0),
-                     optimizers.make_schedule(config.optimizer, 100))
+                     optimizers.make_hyperparameters(config.optimizer, 100))
   times = []
   for _ in range(rounds + 2):  # the first two warm up
     begin = time.perf_counter()

@@ -69,7 +69,7 @@ def made(config: config_lib.ExperimentConfig):
   """Steps, a state and a batch on the devices."""
   steps = step_lib.steps_for(config, sharding.make_mesh(config))
   state = steps.init(jax.random.key(0),
-                     optimizers.make_schedule(config.optimizer, 100))
+                     optimizers.make_hyperparameters(config.optimizer, 100))
   return steps, state, step_lib.put(steps.mesh, batch_of(config))
 
 

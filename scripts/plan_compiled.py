@@ -245,7 +245,7 @@ def show_outcome(console: console_lib.Console,
   show_roofline(console, result)
 
 
-_KINDS = {"optimizer": "optimizer state", "padding": "padding and schedule",
+_KINDS = {"optimizer": "optimizer state", "padding": "padding and hyperparameters",
           "temporary": "temporary: activations, gradients, workspace",
           "code": "program", "peak": "of these at once, at most",
           "total": "sum"}

@@ -347,7 +347,8 @@ def test_a_completed_model_stays_as_it_is() -> None:
     assert config_lib.complete_model(model) == model
     unset = {entry.name for entry in dataclasses.fields(model)
              if getattr(model, entry.name) is None}
-    assert unset - {"rotary_base_local"} == {"vocab_size"}
+    assert unset - {"rotary_base_local"} == {
+        "vocab_size", "base_d_model", "base_num_layers"}
 
 
 # --- Ways in and out ---------------------------------------------------------
@@ -503,7 +504,7 @@ def test_a_bad_argument_stops_at_once(argument: str) -> None:
                          ids=[key for key, *_ in LEAVES])
 def test_the_hash_changes_with_what_shapes_the_result(
     key: str, entry: dataclasses.Field, hint: Any) -> None:
-  groups = {"checkpoint", "tracking", "mesh", "runtime", "cost"}
+  groups = {"checkpoint", "tracking", "sweep", "mesh", "runtime", "cost"}
   same = key.split(".")[0] in groups or key in {
       "name", "model.attention", "data.cache_dir", "train.log_every_steps",
       "evaluation.every_steps", "evaluation.batch_size"}

@@ -36,6 +36,7 @@ RecoveryConfig = schema.RecoveryConfig
 EvaluationConfig = schema.EvaluationConfig
 CheckpointConfig = schema.CheckpointConfig
 TrackingConfig = schema.TrackingConfig
+SweepConfig = schema.SweepConfig
 MeshConfig = schema.MeshConfig
 RuntimeConfig = schema.RuntimeConfig
 CostConfig = schema.CostConfig
@@ -482,6 +483,8 @@ def _result_fields(config: Any) -> dict[str, Any]:
     if not entry.metadata["affects_result"]:
       continue
     value = getattr(config, entry.name)
+    if entry.metadata["added"] and value == entry.default:
+      continue
     kept[entry.name] = (_result_fields(value)
                         if dataclasses.is_dataclass(value) else value)
   return kept

@@ -44,17 +44,22 @@ def field(
     check: Check | None = None,
     *,
     affects_result: bool = True,
+    added: bool = False,
 ) -> Any:
-  """A config field; `affects_result=False` leaves it out of a run's id."""
+  """A config field; `affects_result=False` leaves it out of a run's id.
+
+  `added`: it is left out at its default, so that the ids of runs from before
+  there was the field are theirs still.
+  """
   return dataclasses.field(default=default, metadata=dict(
-      doc=doc, check=check, affects_result=affects_result))
+      doc=doc, check=check, affects_result=affects_result, added=added))
 
 
 def group(cls: type, *, affects_result: bool = True) -> Any:
   """A field that is a config of its own."""
   return dataclasses.field(default_factory=cls, metadata=dict(
       doc=(cls.__doc__ or "").strip(), check=None,
-      affects_result=affects_result))
+      affects_result=affects_result, added=False))
 
 
 _SIZES = tuple(dict.fromkeys(
@@ -163,6 +168,17 @@ class ModelConfig:
       0.02, "standard deviation of initial weights (initializer=normal); in "
       "pre-norm models projections into the residual stream get "
       "init_std / sqrt(2 num_layers)", more_than(0))
+  parametrization: str = field(
+      "standard", "how initial weights, learning rates, multipliers, epsilon "
+      "and weight decay follow from the width (mup: Yang et al. 2022) and the "
+      "depth (complete_p: Dey et al. 2025); see tfjax.models.parametrization",
+      one_of("standard", "mup", "complete_p"), added=True)
+  base_d_model: int | None = field(
+      None, "width that learning rate, init_std and the rest are given for "
+      "(parametrization=mup, complete_p)", at_least(1), added=True)
+  base_num_layers: int | None = field(
+      None, "depth that they are given for (parametrization=complete_p)",
+      at_least(1), added=True)
   scan_layers: bool = field(
       False, "nn.scan over layers: compiles faster when deep, runs slower")
   remat: str = field(
@@ -397,7 +413,7 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrackingConfig:
-  """The mirror of the run's records in wandb."""
+  """The mirrors of the run's records in wandb and TensorBoard."""
 
   wandb: str = field(
       "auto", "auto: online with a key and a network, else offline",
@@ -407,6 +423,31 @@ class TrackingConfig:
   init_timeout_seconds: float = field(
       15.0, "how long wandb may take to start before it goes offline",
       more_than(0))
+  tags: tuple[str, ...] = field((), "of the run in wandb")
+  tensorboard: bool = field(
+      False, "also write TensorBoard files, below the run's directory")
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepConfig:
+  """How the runs of a sweep share work. The result of a run that is complete
+  is the same (to its noise) with and without."""
+
+  share_trunk: bool = field(
+      False, "runs that differ in their duration alone share one trunk: the "
+      "longest one; each shorter one branches off where its own decay begins "
+      "(optimizer.schedule=wsd)")
+  ensemble: str = field(
+      "auto", "runs that differ in mere values (learning rate, seed, ...) "
+      "train in one step; auto: where that is faster",
+      one_of("auto", "on", "off"))
+  halving: int | None = field(
+      None, "of runs that differ in their learning rate alone one in so many "
+      "goes on at each rung (successive halving: Jamieson & Talwalkar 2016); "
+      "the others are recorded as stopped; unset: all go on", at_least(2))
+  halving_start: float = field(
+      0.125, "share of the steps at the first rung; each rung is "
+      "sweep.halving times further", within(1e-3, 0.5))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -504,6 +545,7 @@ class ExperimentConfig:
   evaluation: EvaluationConfig = group(EvaluationConfig)
   checkpoint: CheckpointConfig = group(CheckpointConfig, affects_result=False)
   tracking: TrackingConfig = group(TrackingConfig, affects_result=False)
+  sweep: SweepConfig = group(SweepConfig, affects_result=False)
   mesh: MeshConfig = group(MeshConfig, affects_result=False)
   runtime: RuntimeConfig = group(RuntimeConfig, affects_result=False)
   cost: CostConfig = group(CostConfig, affects_result=False)

@@ -97,11 +97,11 @@ OBJECTIVES = {
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_batch_is_what_a_device_is_given(make, name: str) -> None:
-  """Half of the rows, the step and the schedule; and recent losses."""
+  """Half of the rows, the step and the hyperparameters; and recent losses."""
   config, shape = make(OBJECTIVES[name] | {"mesh.data": 2})
   given = sum(x.size * x.dtype.itemsize // 2 for x in jax.tree.leaves(
       ahead.abstract_batch(config)))
-  others = 4 * (1 + 5 + (10 if name == "spikes" else 0))
+  others = 4 * (1 + 10 + (10 if name == "spikes" else 0))
   assert memory.estimate(config, shape, "cpu").batch == given + others
 
 

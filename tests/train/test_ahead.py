@@ -82,7 +82,7 @@ def test_memory_by_kind_when_all_is_replicated(make) -> None:
   assert memory.parameters == 4 * params
   assert memory.optimizer == 2 * 4 * params + 4
   assert memory.batch == 3 * 4 * 16  # tokens, targets, weights
-  assert memory.padding == 4 + 5 * 4  # step and schedule
+  assert memory.padding == 4 + 10 * 4  # step and hyperparameters
   assert memory.total == outcome.needed_bytes == (
       memory.parameters + memory.optimizer + memory.batch + memory.padding +
       memory.outputs + memory.temporary + memory.code)
@@ -98,7 +98,7 @@ def test_memory_by_kind_is_what_a_sharded_state_takes(make) -> None:
   mesh = ahead.make_mesh(config, jax.devices())
   steps = step_lib.steps_for(config, mesh)
   state = steps.init(jax.random.key(0),
-                     optimizers.make_schedule(config.optimizer, 10))
+                     optimizers.make_hyperparameters(config.optimizer, 10))
 
   def on_first_device(tree):
     return sum(x.addressable_shards[0].data.nbytes

@@ -57,7 +57,7 @@ def test_the_loss_does_not_depend_on_the_batch(
   objective = objectives.create(config, vocabulary)
   mesh = sharding.make_mesh(config)
   steps = step_lib.steps_for(config, mesh)
-  state = steps.init(jax.random.key(0), optimizers.make_schedule(
+  state = steps.init(jax.random.key(0), optimizers.make_hyperparameters(
       config.optimizer, 10))
   results = []
   for batch_size in (1, 3, 8):

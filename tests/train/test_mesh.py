@@ -76,7 +76,7 @@ def train(steps: step_lib.Steps) -> tuple[np.ndarray, Any, Any]:
   """Losses and gradient norms, the mean of the gradients, parameters."""
   config = steps.config
   state = steps.init(jax.random.key(0),
-                     optimizers.make_schedule(config.optimizer, STEPS))
+                     optimizers.make_hyperparameters(config.optimizer, STEPS))
   step, rows = steps.compiled_train(batch(config, 0)), []
   for i in range(STEPS):
     state, metrics = step(state, step_lib.put(

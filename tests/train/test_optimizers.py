@@ -108,7 +108,8 @@ def test_updates_are_those_of_optax_adamw(clip_norm: float | None) -> None:
       "embed": {"embedding": True}})
   if clip_norm:
     theirs = optax.chain(optax.clip_by_global_norm(clip_norm), theirs)
-  ours = optimizers.make_optimizer(config)
+  ours = optimizers.make_optimizer(
+      optimizers.make_hyperparameters(config, 10))
   params = expected = PARAMS
   state, their_state = ours.init(params), theirs.init(params)
   for step in range(4):
@@ -128,7 +129,8 @@ def test_the_first_update_by_hand() -> None:
   """Both moments corrected, the first step is the sign of the gradient."""
   config = dataclasses.replace(CONFIG, clip_norm=None, weight_decay=0.1,
                                epsilon=1e-12)
-  optimizer = optimizers.make_optimizer(config)
+  optimizer = optimizers.make_optimizer(
+      optimizers.make_hyperparameters(config, 10))
   params = {"kernel": jnp.array([4.0, -4.0]), "bias": jnp.array([4.0])}
   gradient = {"kernel": jnp.array([0.2, 7.0]), "bias": jnp.array([-3.0])}
   updates, _ = optimizer.update(gradient, optimizer.init(params), params)

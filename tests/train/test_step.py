@@ -47,7 +47,7 @@ def train(steps: step_lib.Steps, config: config_lib.ExperimentConfig,
           weights: np.ndarray = ONES, count: int = 4
           ) -> tuple[Any, list[dict[str, float]]]:
   """The state after some steps, and each one's metrics."""
-  state = steps.init(jax.random.key(3), optimizers.make_schedule(
+  state = steps.init(jax.random.key(3), optimizers.make_hyperparameters(
       config.optimizer, 20))
   step = steps.compiled_train(batch_of(WINDOWS[0], weights))
   rows = []
@@ -68,8 +68,8 @@ def test_steps_are_the_plain_ones_of_jax_and_optax(make_config) -> None:
   config = make_config({"optimizer.clip_norm": 0.5,
                         "optimizer.learning_rate": 0.01})
   steps = steps_of(config)
-  schedule = optimizers.make_schedule(config.optimizer, 20)
-  params = jax.device_get(steps.init(jax.random.key(3), schedule).params)
+  values = optimizers.make_hyperparameters(config.optimizer, 20)
+  params = jax.device_get(steps.init(jax.random.key(3), values).params)
   model = transformer.create(config_lib.replace(
       config, model__vocab_size=VOCAB, model__attention="reference").model,
                              backend="tpu")
@@ -84,7 +84,7 @@ def test_steps_are_the_plain_ones_of_jax_and_optax(make_config) -> None:
   gradient = jax.jit(jax.value_and_grad(loss))
   state, rows = train(steps, config, UNEVEN)
   optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(
-      lambda count: optimizers.learning_rate(schedule, count), 0.9, 0.95,
+      lambda count: optimizers.learning_rate(values.schedule, count), 0.9, 0.95,
       1e-8, weight_decay=0.1, mask=optimizers.decay_mask))
   optimizer_state = optimizer.init(params)
   update = jax.jit(optimizer.update)
@@ -140,7 +140,7 @@ def test_a_batch_of_padding_alone_moves_nothing_but_decay(make_config) -> None:
   steps = steps_of(config)
   fresh = jax.device_get(steps.init(
       jax.random.key(3),
-      optimizers.make_schedule(config.optimizer, 20)).params)
+      optimizers.make_hyperparameters(config.optimizer, 20)).params)
   state, rows = train(steps, config, 0 * ONES, 1)
   assert rows[0]["loss"] == rows[0]["grad_norm"] == 0
   jax.tree.map(np.testing.assert_array_equal, state.params, fresh)
@@ -161,9 +161,9 @@ def test_any_number_of_devices_gives_the_same_run(make_config) -> None:
 
 def test_any_number_of_devices_starts_from_the_same_bits(make_config) -> None:
   config = make_config()
-  schedule = optimizers.make_schedule(config.optimizer, 20)
+  values = optimizers.make_hyperparameters(config.optimizer, 20)
   one, eight = (jax.device_get(steps_of(config, devices).init(
-      jax.random.key(3), schedule).params) for devices in (1, 8))
+      jax.random.key(3), values).params) for devices in (1, 8))
   jax.tree.map(np.testing.assert_array_equal, one, eight)
 
 
@@ -178,28 +178,29 @@ def test_activations_are_constrained_over_the_mesh(make_config) -> None:
 
 def test_a_step_takes_its_own_batch_only(make_config) -> None:
   steps = steps_of(make_config())
-  state = steps.init(jax.random.key(0), optimizers.make_schedule(
+  state = steps.init(jax.random.key(0), optimizers.make_hyperparameters(
       make_config().optimizer, 20))
   with pytest.raises(TypeError):
     steps.compiled_train(batch_of(WINDOWS[0], ONES))(state, step_lib.put(
         steps.mesh, batch_of(WINDOWS[0][:4], ONES[:4])))
 
 
-def test_runs_that_differ_in_the_schedule_share_their_code(make_config
-                                                           ) -> None:
+def test_runs_that_differ_in_numbers_share_their_code(make_config) -> None:
   base = steps_of(make_config())
   assert base is steps_of(make_config({
       "optimizer.learning_rate": 0.5, "optimizer.warmup_steps": 3,
-      "optimizer.final_fraction": 0.0, "duration.steps": 50, "seed": 4,
+      "optimizer.final_fraction": 0.0, "optimizer.beta1": 0.8,
+      "optimizer.epsilon": 1e-6, "optimizer.weight_decay": 0.0,
+      "optimizer.clip_norm": 2.0, "duration.steps": 50, "seed": 4,
       "data.shuffle_seed": 2}))
   assert base is not steps_of(make_config({"optimizer.schedule": "linear"}))
-  assert base is not steps_of(make_config({"optimizer.weight_decay": 0.0}))
+  assert base is not steps_of(make_config({"optimizer.clip_norm": None}))
   assert base is not steps_of(make_config({"model.norm_epsilon": 1e-3}))
 
 
 def test_the_state_lies_as_it_is_said_to(make_config) -> None:
   steps = steps_of(make_config(), 2)
-  state = steps.init(jax.random.key(0), optimizers.make_schedule(
+  state = steps.init(jax.random.key(0), optimizers.make_hyperparameters(
       make_config().optimizer, 20))
   jax.tree.map(lambda x, a: (
       np.testing.assert_equal((x.shape, x.dtype), (a.shape, a.dtype)),

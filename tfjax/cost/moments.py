@@ -104,8 +104,9 @@ class Step:
     entries += inputs * self._has_segments() + self._has_prefix()
     recovery = self.config.recovery
     recent = 0 if recovery.spike_factor is None else recovery.spike_window
-    # And the step, the schedule's five numbers, the recent losses.
-    return 4 * (self.rows * entries + 6 + recent)
+    # And the step, the optimizer's numbers, the recent losses.
+    numbers = 10 - (self.config.optimizer.clip_norm is None)
+    return 4 * (self.rows * entries + 1 + numbers + recent)
 
   def _has_segments(self) -> bool:
     """Documents that do not see each other, or padding."""

@@ -72,21 +72,16 @@ class Calibration:
 
 def speed_key(config: config_lib.ExperimentConfig) -> str:
   """The same for runs whose steps and evaluations take the same time."""
-  return _digest(config, ())
+  return _digest(config, config_lib.OptimizerConfig())
 
 
 def _compile_key(config: config_lib.ExperimentConfig) -> str:
   """The same for runs that share their compiled step."""
-  return _digest(config, tuple(
-      entry.name for entry in dataclasses.fields(config.optimizer)
-      if entry.name not in optimizers.SCHEDULE_FIELDS))
+  return _digest(config, optimizers.structure(config.optimizer))
 
 
 def _digest(config: config_lib.ExperimentConfig,
-            optimizer_fields: Sequence[str]) -> str:
-  default = config_lib.OptimizerConfig()
-  optimizer = dataclasses.replace(default, **{
-      name: getattr(config.optimizer, name) for name in optimizer_fields})
+            optimizer: config_lib.OptimizerConfig) -> str:
   config = dataclasses.replace(
       config, seed=0, optimizer=optimizer,
       duration=config_lib.DurationConfig(steps=1),

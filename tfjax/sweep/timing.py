@@ -158,15 +158,13 @@ class _Trained:
 def _trained(config: config_lib.ExperimentConfig, steps: int, batches: int,
              directory: pathlib.Path) -> _Trained:
   """Trains a run of so many steps, and evaluates on about as many batches."""
-  default = config_lib.OptimizerConfig()
   tokens = batches * _evaluation_size(config) * lengths_lib.of(config).window
   tokens = min(tokens, config.evaluation.tokens or tokens)
   config = dataclasses.replace(
       config, duration=config_lib.DurationConfig(steps=steps),
       # The same program whatever the schedule; so small that none diverges.
-      optimizer=dataclasses.replace(config.optimizer, **{
-          name: getattr(default, name) for name in optimizers.SCHEDULE_FIELDS
-      } | dict(learning_rate=1e-6)),
+      optimizer=dataclasses.replace(
+          optimizers.structure(config.optimizer), learning_rate=1e-6),
       train=dataclasses.replace(
           config.train, log_every_steps=max(1, steps // 8)),
       evaluation=dataclasses.replace(

@@ -180,7 +180,8 @@ class _Run:
   def _new_state(self) -> step_lib.TrainState:
     """The state before the first step."""
     steps = self.parts.steps
-    state = steps.init(jax.random.key(self.config.seed), self.parts.schedule)
+    state = steps.init(jax.random.key(self.config.seed),
+                       self.parts.hyperparameters)
     if self.config.init_from:
       state = state.replace(params=checkpoints_lib.weights(
           pathlib.Path(self.config.init_from), steps.abstract_state.params))

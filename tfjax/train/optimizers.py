@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The optimizer: AdamW, which parameters decay, and learning-rate schedules.
 
-A schedule's numbers are traced values of the train state, not constants of
-the compiled step: runs of one model that differ in length or learning rate
-share one compilation.
+All numbers of it are traced values of the train state, not constants of the
+compiled step: runs of one model that differ in length, learning rate, betas
+or weight decay share one compilation, and may train as one ensemble.
 """
+
+import dataclasses
 
 from flax import struct
 import jax
@@ -18,9 +20,11 @@ from tfjax import config as config_lib
 # that is not here raises: no parameter is left out by accident.
 DECAYS = {"kernel": True, "embedding": True, "bias": False, "scale": False}
 
-# Config fields that only make the numbers of a `Schedule`.
-SCHEDULE_FIELDS = ("learning_rate", "warmup_fraction", "warmup_steps",
-                   "decay_fraction", "final_fraction")
+# Config fields that only make the numbers of `Hyperparameters`. (So is
+# clip_norm, where it is set.)
+VALUE_FIELDS = (
+    "learning_rate", "warmup_fraction", "warmup_steps", "decay_fraction",
+    "final_fraction", "beta1", "beta2", "epsilon", "weight_decay")
 
 
 @struct.dataclass
@@ -33,6 +37,43 @@ class Schedule:
   total_steps: Float[Array, ""]
   final_fraction: Float[Array, ""]
   kind: str = struct.field(pytree_node=False)
+
+
+@struct.dataclass
+class Hyperparameters:
+  """All numbers of the optimizer; `clip_norm` None: no clipping."""
+
+  schedule: Schedule
+  beta1: Float[Array, ""]
+  beta2: Float[Array, ""]
+  epsilon: Float[Array, ""]
+  weight_decay: Float[Array, ""]
+  clip_norm: Float[Array, ""] | None
+
+
+def make_hyperparameters(
+    config: config_lib.OptimizerConfig, total_steps: int,
+) -> Hyperparameters:
+  """The numbers of a run of `total_steps` steps.
+
+  Raises:
+    ConfigError: warmup and decay do not fit into the steps.
+  """
+  return Hyperparameters(
+      make_schedule(config, total_steps), *(
+          None if x is None else jnp.float32(x) for x in (
+              config.beta1, config.beta2, config.epsilon, config.weight_decay,
+              config.clip_norm)))
+
+
+def structure(config: config_lib.OptimizerConfig
+              ) -> config_lib.OptimizerConfig:
+  """The config with all mere numbers at their default: the same for runs whose
+  compiled step is the same."""
+  default = config_lib.OptimizerConfig()
+  return dataclasses.replace(
+      config, clip_norm=config.clip_norm and default.clip_norm,
+      **{name: getattr(default, name) for name in VALUE_FIELDS})
 
 
 def make_schedule(
@@ -93,13 +134,13 @@ def decay_mask(params: dict) -> dict:
 
 
 def make_optimizer(
-    config: config_lib.OptimizerConfig,
+    values: Hyperparameters,
 ) -> optax.GradientTransformation:
   """AdamW (Loshchilov & Hutter 2019) up to the factor -learning_rate."""
-  clip = (optax.clip_by_global_norm(config.clip_norm)
-          if config.clip_norm is not None else optax.identity())
+  clip = (optax.identity() if values.clip_norm is None
+          else optax.clip_by_global_norm(values.clip_norm))
   return optax.chain(
       clip,
-      optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
-      optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
+      optax.scale_by_adam(values.beta1, values.beta2, values.epsilon),
+      optax.add_decayed_weights(values.weight_decay, mask=decay_mask),
   )

@@ -41,7 +41,7 @@ class Parts:
   vocabulary: vocabulary_lib.Vocabulary
   budget: budget_lib.Budget
   mesh: Mesh
-  schedule: optimizers.Schedule
+  hyperparameters: optimizers.Hyperparameters
   steps: step_lib.Steps
   objective: objectives.Objective
   batches: objectives.TrainingBatches
@@ -91,7 +91,8 @@ def make(given: config_lib.ExperimentConfig) -> Parts:
   return Parts(
       given=given, config=config, store=store, vocabulary=vocabulary,
       budget=budget, mesh=mesh,
-      schedule=optimizers.make_schedule(config.optimizer, budget.steps),
+      hyperparameters=optimizers.make_hyperparameters(
+          config.optimizer, budget.steps),
       steps=step_lib.steps_for(config, mesh), objective=objective,
       batches=objectives.TrainingBatches(
           objective, batches, config.objective.seed),

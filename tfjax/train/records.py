@@ -22,7 +22,8 @@ from typing import Any
 from tfjax import config as config_lib
 from tfjax.cost import peaks
 
-FINISHED = ("complete", "diverged")
+# Ended for good. A run that is stopped was hopeless (`tfjax.sweep.halving`).
+FINISHED = ("complete", "diverged", "stopped")
 LOCK = ".lock"  # in a run directory; held while a process trains there
 # Columns of metrics.jsonl that tell what training took, not what came of it:
 # all that two runs of one config differ in.
@@ -68,12 +69,19 @@ class RunRecord:
   peak FLOP/s. `energy_kwh` is of the machine alone, `co2e_kg` with the PUE
   where that is known. Each source says how its number was obtained.
 
+  A run that branched off another one's trunk (`tfjax.sweep.branch`) has the
+  tokens and FLOPs of its whole way, as a law asks for; of them `shared_flops`
+  and, of the trunk's run, `shared_device_seconds` were spent before
+  `branch_step` and are in `branched_from`'s record: all times, price, energy
+  and CO2e here are its own alone. A member of an ensemble has its share of
+  what all `ensemble_members` have spent.
+
   Devices, processes, mesh, peak and hardware are those of the last part of a
   run that was interrupted. A run that failed has what it has spent.
   """
 
   run_id: str
-  status: str  # complete | diverged | failed | interrupted
+  status: str  # complete | diverged | stopped | failed | interrupted
   status_reason: str | None = None
   sweep: str | None = None
   family: str | None = None
@@ -149,6 +157,11 @@ class RunRecord:
   failed_saves: int | None = None  # checkpoints that could not be written
   stopped_by: str | None = None  # the signal's name, if this run has ended so
   init_from: str | None = None
+  branched_from: str | None = None
+  branch_step: int | None = None
+  shared_flops: float | None = None
+  shared_device_seconds: float | None = None
+  ensemble_members: int | None = None
   config_hash: str | None = None
   code_version: str | None = None
   packages: dict[str, str] | None = None

@@ -27,7 +27,7 @@ from tfjax.train import tuning
 
 @struct.dataclass
 class TrainState:
-  """All that a step changes, and the schedule that it reads.
+  """All that a step changes, and the numbers of the optimizer that it reads.
 
   `recent_losses` are of the last good steps, not a number where there were
   fewer; None where nobody asks for spikes.
@@ -36,7 +36,7 @@ class TrainState:
   step: Int[Array, ""]
   params: Any
   optimizer_state: Any
-  schedule: optimizers.Schedule
+  hyperparameters: optimizers.Hyperparameters
   recent_losses: Float[Array, "W"] | None = None
 
 
@@ -46,7 +46,7 @@ class Steps:
   Attributes:
     abstract_state: shapes, types and shardings of a state; also what a
       checkpoint is restored into.
-    init: (seed, schedule) -> TrainState.
+    init: (key, hyperparameters) -> TrainState.
     evaluate: (params, batch) -> per example summed loss, weight.
   """
 
@@ -61,12 +61,11 @@ class Steps:
     self._part_tokens = tuning.part_tokens(
         runtime, backend, transformer.count_parameters(model_config).total)
     self.model = transformer.create(model_config, backend, train_config.dtype)
-    self.optimizer = optimizers.make_optimizer(optimizer_config)
     self.accumulation_steps = train_config.accumulation_steps
-    schedule = jax.eval_shape(
-        lambda: optimizers.make_schedule(optimizer_config, 10**9))
-    self._shardings = self._state_shardings(schedule)
-    abstract = jax.eval_shape(self._init, jax.random.key(0), schedule)
+    values = jax.eval_shape(
+        lambda: optimizers.make_hyperparameters(optimizer_config, 10**9))
+    self._shardings = self._state_shardings(values)
+    abstract = jax.eval_shape(self._init, jax.random.key(0), values)
     self.abstract_state = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         abstract, self._shardings)
@@ -113,22 +112,25 @@ class Steps:
         return function(*args)
     return call
 
-  def _state_shardings(self, schedule) -> TrainState:
+  def _state_shardings(
+      self, values: optimizers.Hyperparameters) -> TrainState:
     boxed = transformer.abstract_parameters(self.model)
     params = sharding.parameter_shardings(boxed, self.mesh)
     replicated = sharding.replicated(self.mesh)
     # A moment lies where its parameter lies, the rest everywhere.
+    optimizer = optimizers.make_optimizer(values)
     optimizer_state = optax.tree_map_params(
-        self.optimizer, lambda _, s: s,
-        jax.eval_shape(self.optimizer.init, nn.meta.unbox(boxed)), params,
+        optimizer, lambda _, s: s,
+        jax.eval_shape(optimizer.init, nn.meta.unbox(boxed)), params,
         transform_non_params=lambda _: replicated)
     return TrainState(
         step=replicated, params=params, optimizer_state=optimizer_state,
-        schedule=jax.tree.map(lambda _: replicated, schedule),
+        hyperparameters=jax.tree.map(lambda _: replicated, values),
         recent_losses=(None if self.recovery.spike_factor is None
                        else replicated))
 
-  def _init(self, key: Array, schedule: optimizers.Schedule) -> TrainState:
+  def _init(self, key: Array,
+            values: optimizers.Hyperparameters) -> TrainState:
     # The smallest that divide over the mesh.
     inputs = transformer.example_inputs(
         self.model.config, sharding.row_parts(self.mesh),
@@ -139,15 +141,17 @@ class Steps:
       recent = jnp.full(self.recovery.spike_window, jnp.nan)
     # An explicit type: a weakly typed 0 would compile the step twice.
     return TrainState(jnp.zeros((), jnp.int32), params,
-                      self.optimizer.init(params), schedule, recent)
+                      optimizers.make_optimizer(values).init(params), values,
+                      recent)
 
   def _train(self, state: TrainState, batch: loss_lib.Batch):
     total, weight, gradients = self._gradients(state.params, batch)
     # A batch of padding alone has no loss; its weight must not divide.
     scale = 1 / jnp.maximum(weight, 1e-9)
     gradients = jax.tree.map(lambda g: g * scale, gradients)
-    rate = optimizers.learning_rate(state.schedule, state.step)
-    updates, optimizer_state = self.optimizer.update(
+    values = state.hyperparameters
+    rate = optimizers.learning_rate(values.schedule, state.step)
+    updates, optimizer_state = optimizers.make_optimizer(values).update(
         gradients, state.optimizer_state, state.params)
     params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
     loss, norm = total * scale, optax.tree.norm(gradients)
@@ -229,9 +233,7 @@ def steps_for(config: config_lib.ExperimentConfig, mesh: Mesh) -> Steps:
 
   What the compiled step does not depend on is set to its default first.
   """
-  optimizer = config_lib.OptimizerConfig()
-  optimizer = dataclasses.replace(config.optimizer, **{
-      name: getattr(optimizer, name) for name in optimizers.SCHEDULE_FIELDS})
+  optimizer = optimizers.structure(config.optimizer)
   train = dataclasses.replace(
       config.train, batch_size=config.train.accumulation_steps,
       log_every_steps=1)
