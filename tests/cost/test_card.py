@@ -128,6 +128,9 @@ def test_grams_are_a_number_whatever_their_size(kg: float) -> None:
      "Bad steps were met: 3, rolled back: 1."),
     (dict(resumes=2), "It was interrupted and resumed: 2."),
     (dict(init_from="/runs/other"), "that it started from is not counted."),
+    (dict(branched_from="longest", branch_step=2000),
+     "It branched off longest after step 2,000: time, price, energy and CO2e "
+     "are of the steps after that, tokens and FLOPs of all."),
     (dict(loss=None), "Its loss is unknown."),
     (dict(mfu=None), "Its MFU is unknown, as a peak or a rate is."),
     (dict(price_usd=None), "Its price is unknown."),
@@ -145,6 +148,12 @@ def test_limits_are_what_the_record_shows(
   assert sentence not in changed(**flawless)
   text = changed(**{**flawless, **fields})
   assert sentence in text[text.index("## Limits"):text.index("## Provenance")]
+
+
+def test_a_branch_says_nothing_of_what_made_its_model() -> None:
+  """In the header, which is of the model: its own CO2e is of its last steps."""
+  assert "co2_eq_emissions" in changed()
+  assert "co2_eq_emissions" not in changed(branched_from="longest")
 
 
 def test_an_old_record_is_unknown_in_what_it_lacks() -> None:

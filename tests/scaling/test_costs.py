@@ -182,17 +182,22 @@ class Known:
     return dict(zip(self.law.parameters, (1.0, 10.0, 10.0, 0.5, 0.5)))
 
 
-@pytest.fixture(name="rows")
-def rows_fixture() -> pd.DataFrame:
+@pytest.fixture(name="rows", params=["alone", "branched"])
+def rows_fixture(request) -> pd.DataFrame:
   """A run of 4e6 parameters and 2.5e5 tokens, which cost 6.6e12 FLOPs (more
-  than 6 N D), and one on the frontier."""
+  than 6 N D), and one on the frontier. Of a branch that did half of its way
+  itself, for half of the cost, everything is the same."""
   runs = pd.DataFrame({"run": ["large", "best"], "params": [4e6, 1e6],
                        "tokens": [2.5e5, 1e6], "flops": [6.6e12, 6e12],
                        "loss": [1.03, 1.02]})
   cost = pd.DataFrame({
       "run": ["other", "best", "large"], "device_hours": [9.0, 2.0, 1.0],
       "price_usd": [9.0, math.nan, 10.0], "energy_kwh": [9.0, 1.0, 2.0],
-      "co2e_kg": [9.0, 0.5, 0.4]})
+      "co2e_kg": [9.0, 0.5, 0.4], "hours": [9.0, 1.0, 1.0],
+      "flops": [math.nan, 6e12, 6.6e12], "shared": [0.0, 0.0, 0.0]})
+  if request.param == "branched":
+    cost.loc[2, costs.QUANTITIES] /= 2
+    cost.loc[2, "shared"] = 3.3e12
   return costs.off_frontier(Known(), runs, cost)
 
 
@@ -310,6 +315,35 @@ def test_the_section(sweep):
   assert (f"× {worst['overhead']:.2f}\n{worst['overhead_low']:.2f} to"
           in text)
   assert f"|3\n→ {3 / worst['overhead']:.3g}|" in text
+
+
+def test_what_a_trunk_did_for_others_is_counted_once(
+    write_ledger, write_run, paid):
+  """A trunk of 9 units of compute, a branch of 6 of which it did 4, and one
+  that failed at once, of which nothing is known."""
+  unit, sweep = 3e8, write_ledger()
+  others = scaling.load(sweep)["flops_total"].sum()
+  write_run(sweep / "trunk", 50000, 9000, 3.0, flops_total=9 * unit, **paid)
+  write_run(sweep / "branch", 50000, 6000, 3.1, flops_total=6 * unit,
+            branched_from="trunk", branch_step=4, shared_flops=4 * unit,
+            shared_device_seconds=3200.0, **paid | dict(price_usd=2.0))
+  write_run(sweep / "failed", 50000, 6000, None, status="failed",
+            flops_total=None, **paid)
+  made = costs.spent(scaling.load(sweep)).set_index("run").loc[
+      ["trunk", "branch", "failed"]]
+  assert made["flops"].to_dict() == pytest.approx(
+      {"branch": 2 * unit, "failed": math.nan, "trunk": 9 * unit},
+      nan_ok=True)
+  assert made["device_hours"].sum() == 6.0  # what was paid for, no more
+  whole = costs.alone(made)
+  assert whole.loc["branch", "flops"] == 6 * unit
+  assert whole.loc["branch", "price_usd"] == 6.0  # 1 US$ a unit, its own rate
+  assert whole.loc["trunk", "price_usd"] == 3.0
+  assert whole.loc["failed", "price_usd"] == 3.0
+  text = section(sweep, bootstrap=0)
+  share = (others + 11 * unit) / (others + 15 * unit)
+  assert ("1 run branched off another one's trunk, where 1.2×10⁹ FLOPs of "
+          f"their way are counted, once: {share:.1%} of what") in text
 
 
 def test_old_runs_without_a_forecast(write_ledger):

@@ -281,13 +281,14 @@ def test_unfinished_runs_are_left_out_with_what_is_known_of_them():
   frame["status_reason"] = frame["status_reason"].astype(object)
   frame.loc[0, ["status", "status_reason"]] = "diverged", "loss was inf"
   frame.loc[1, "status"] = "interrupted"
-  frame.loc[2, "status"] = "failed"
+  frame.loc[2, ["status", "status_reason"]] = "stopped", "number 3 of 4"
   frame.loc[3, "status"] = "crashed"
   frame.loc[4, "status"] = None
   frame.loc[0, "loss"] = np.nan  # The status comes first.
   made = prepare(frame)
   assert reasons(made) == {
-      "a": "diverged: loss was inf", "b": "interrupted", "c": "failed",
+      "a": "diverged: loss was inf", "b": "interrupted",
+      "c": "stopped: number 3 of 4",
       "d": "status is 'crashed', not 'complete'",
       "e": "status is nan, not 'complete'"}
   assert made.fitted["run"].tolist() == ["f", "g", "h"]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run killed at any moment, and often, ends as if it had not been; so does
-one whose newest checkpoint is damaged meanwhile."""
+one whose newest checkpoint is damaged meanwhile, and one that begins at a step
+of another."""
 
 import json
 import multiprocessing
@@ -25,22 +26,24 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tfjax.train", __name__])
 
 
-def run(config: pathlib.Path, workdir: pathlib.Path) -> None:
+def run(config: pathlib.Path, workdir: pathlib.Path,
+        options: dict[str, Any]) -> None:
   """In the process that is killed. Rows come slowly, most so before the first
   checkpoint, so that a kill finds its moment on a busy machine too."""
   with open(workdir / "log", "a", encoding="utf-8") as log:
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
   values = json.loads(config.read_text("utf-8"))
-  train.run(config_lib.from_dict(values), workdir, run_id="run",
+  train.run(config_lib.from_dict(values), workdir, **options,
             on_row=lambda row: time.sleep(
                 0.1 if row["step"] < EVERY else 0.02))
 
 
-def start(config: pathlib.Path, workdir: pathlib.Path
-          ) -> multiprocessing.process.BaseProcess:
+def start(config: pathlib.Path, workdir: pathlib.Path, run_id: str = "run",
+          **options: Any) -> multiprocessing.process.BaseProcess:
   workdir.mkdir(exist_ok=True)
-  process = FORKS.Process(target=run, args=(config, workdir))
+  process = FORKS.Process(target=run, args=(
+      config, workdir, dict(run_id=run_id, **options)))
   process.start()
   return process
 
@@ -97,10 +100,11 @@ def rows(run_dir: pathlib.Path) -> list[dict[str, Any]]:
           for row in records.read_metrics(run_dir / "metrics.jsonl")]
 
 
-def final_state(run_dir: pathlib.Path) -> dict[str, np.ndarray]:
+def final_state(run_dir: pathlib.Path, steps: int = STEPS
+                ) -> dict[str, np.ndarray]:
   with ocp.CheckpointManager(run_dir / "checkpoints") as manager:
-    assert manager.latest_step() == STEPS
-    restored = manager.restore(STEPS, args=ocp.args.Composite(
+    assert manager.latest_step() == steps
+    restored = manager.restore(steps, args=ocp.args.Composite(
         state=ocp.args.StandardRestore()))
   return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in
           jax.tree_util.tree_leaves_with_path(restored.state)}
@@ -175,3 +179,57 @@ def test_a_run_killed_twenty_times_ends_bit_by_bit_like_one_that_was_not(
   assert state.keys() == expected.keys() and len(state) > 20
   for name, leaf in state.items():
     np.testing.assert_array_equal(leaf, expected[name], err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_trunk_and_its_branch_killed_again_and_again_end_as_if_alone(
+    make_config, tmp_path: pathlib.Path) -> None:
+  """Both go the same 32 steps; of 40 and of 60 the rest is decay."""
+  paths = {}
+  for name, steps in (("branch", 40), ("trunk", 60)):
+    paths[name] = tmp_path / f"{name}.json"
+    paths[name].write_text(json.dumps(config_lib.to_dict(make_config({
+        "duration.steps": steps, "checkpoint.every_steps": EVERY,
+        "optimizer.schedule": "wsd", "optimizer.decay_fraction": 0.2,
+        "optimizer.warmup_steps": 4}))), encoding="utf-8")
+  alone, killed = tmp_path / "alone", tmp_path / "killed"
+  finish(start(paths["branch"], alone, "branch"), alone)
+
+  options = {"trunk": dict(keep_steps=[32]),
+             "branch": dict(branch=dict(run_id="trunk", step=32))}
+
+  def go(name: str) -> multiprocessing.process.BaseProcess:
+    return start(paths[name], killed, name, **options[name])
+  trunk, branch = killed / "trunk", killed / "branch"
+  # While it saves what the branch begins with, then after that.
+  kill_when(lambda: any((trunk / "checkpoints").glob("32.*tmp*")), 0.0,
+            go("trunk"), killed)
+  assert max(saved(trunk)) < 32 or 32 in saved(trunk)
+  kill_when(lambda: steps_on_file(trunk) >= 43, 0.0, go("trunk"), killed)
+  assert 32 in saved(trunk) and not records.read_result(trunk)
+  # The branch: while it copies rows, with rows and no checkpoint, while it
+  # saves its first, and while it starts.
+  kill_when(lambda: 0 < steps_on_file(branch) < 30, 0.0, go("branch"), killed)
+  kill_when(lambda: steps_on_file(branch) >= 33, 0.0, go("branch"), killed)
+  assert not saved(branch)
+  kill_when(lambda: unfinished(branch), 0.0, go("branch"), killed)
+  kill_when(lambda: True, 0.8, go("branch"), killed)
+  finish(go("branch"), killed)
+  finish(go("trunk"), killed)
+
+  record = records.read_result(branch)
+  reference = records.read_result(alone / "branch")
+  assert (record["branched_from"], record["branch_step"]) == ("trunk", 32)
+  for name in ("status", "loss", "train_loss", "tokens_seen", "flops_total"):
+    assert record[name] == reference[name], name
+  found = [{k: v for k, v in row.items() if k != "shared"}
+           for row in rows(branch)]
+  assert found == rows(alone / "branch")
+  assert record["lost_seconds"] > 0
+  assert record["occupied_device_seconds"] > record["lost_seconds"]
+  state, expected = (final_state(directory, 40)
+                     for directory in (branch, alone / "branch"))
+  assert state.keys() == expected.keys() and len(state) > 20
+  for name, leaf in state.items():
+    np.testing.assert_array_equal(leaf, expected[name], err_msg=name)
+  assert records.read_result(trunk)["status"] == "complete"

@@ -21,6 +21,7 @@ from tfjax import train
 from tfjax.data import store as store_lib
 from tfjax.train import claim
 from tfjax.train import clock
+from tfjax.train import course
 from tfjax.train import evaluation
 from tfjax.train import interrupts
 from tfjax.train import loop
@@ -204,7 +205,7 @@ def test_a_finished_run_is_not_run_again(
 
   def never(*_):
     raise AssertionError("trained again")
-  monkeypatch.setattr(loop, "_Run", never)
+  monkeypatch.setattr(course, "Run", never)
   assert train.run(config, tmp_path) == record
 
 

@@ -103,7 +103,8 @@ def train_noting(config: pathlib.Path, workdir: pathlib.Path, devices: int,
   checkpoints.Checkpoints.save = noted_save
   checkpoints.Checkpoints.restore = noted_restore
   values = json.loads(config.read_text("utf-8"))
-  record = train.run(config_lib.from_dict(values), workdir, run_id="run")
+  record = train.run(config_lib.from_dict(values), workdir, run_id="run",
+                     branch=act.get("branch"))
   np.save(workdir / f"reads-{index}.npy", np.stack(reads[1:1 + record.steps]))
   sys.exit({"complete": 0, "interrupted": 75}[record.status])
 
@@ -308,6 +309,25 @@ def test_two_processes_roll_back_and_outlive_a_failed_save(
   np.testing.assert_allclose(
       [row["loss"] for row in found if row is not event],
       losses(tmp_path / "other" / "run"), rtol=1e-5)
+
+
+def test_two_processes_branch_off_what_one_has_trained(
+    config, tmp_path: pathlib.Path) -> None:
+  """After 3 of 6 steps, with the parameters cut over the two."""
+  changed = dataclasses.replace(config, optimizer=dataclasses.replace(
+      config.optimizer, schedule="wsd", warmup_steps=1, decay_fraction=0.5))
+  train.run(config_lib.replace(changed, duration__steps=8), tmp_path,
+            run_id="trunk", keep_steps=[3])
+  with program(on_devices(changed, fsdp=2), tmp_path, 2, act=dict(
+      branch=dict(run_id="trunk", step=3))) as both:
+    both.finish()
+  train.run(changed, tmp_path / "alone", run_id="run")
+  result = records.read_result(tmp_path / "run")
+  assert (result["branched_from"], result["branch_step"],
+          result["process_count"]) == ("trunk", 3, 2)
+  assert steps(tmp_path / "run") == steps(tmp_path / "alone" / "run")
+  np.testing.assert_allclose(
+      losses(tmp_path / "run"), losses(tmp_path / "alone" / "run"), rtol=1e-5)
 
 
 @pytest.fixture(scope="module", name="saved")

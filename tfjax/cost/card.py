@@ -255,6 +255,10 @@ def _conditions(facts: _Facts) -> list[tuple[bool, str]]:
        f"It was interrupted and resumed: {facts.count('resumes')}."),
       (bool(facts.string("init_from")),
        "What the weights cost that it started from is not counted."),
+      (bool(facts.string("branched_from")),
+       f"It branched off {facts.text('branched_from')} after step "
+       f"{facts.count('branch_step')}: time, price, energy and CO2e are of the "
+       "steps after that, tokens and FLOPs of all."),
       (facts.number("loss") is None, "Its loss is unknown."),
       (facts.number("mfu") is None,
        "Its MFU is unknown, as a peak or a rate is."),
@@ -291,7 +295,8 @@ def _header(facts: _Facts) -> str:
   lines = ["---", "tags:"]
   lines += [f"- {_quoted(tag)}" for tag in dict.fromkeys(filter(None, tags))]
   kg = facts.number("co2e_kg")
-  if kg is not None:
+  # A branch's is of its last steps, not of all that made the model.
+  if kg is not None and not facts.string("branched_from"):
     sources = [f"{name}: {facts.string(f'{key}_source') or UNKNOWN}"
                for name, key in (("CO2e", "co2e"), ("energy", "energy"))]
     fields = {

@@ -33,7 +33,7 @@ _REMEDIES = {
     "co2e_kg": "cost.region, or cost.kg_co2e_per_kwh; it needs the energy too",
     "mfu": "cost.hardware, or scripts/bench.py --peak on that machine",
 }
-_HOW_FLOPS = ", without steps that were undone or lost"
+_HOW_FLOPS = ", without steps that were undone or lost; shared ones once"
 _HOW_HOURS = ("wall time from a run's claim to its result; of runs side by "
               "side the sum")
 _HOW_OCCUPIED = "wall time from claim to result, times devices"
@@ -69,6 +69,7 @@ def section(frame: pd.DataFrame, forecast: costs.Forecast | None,
 def _lead(spent: pd.DataFrame, unfinished: Sequence[str]) -> str:
   """How many runs, which of them came to nothing, and what those took."""
   text = f"All that {_runs(len(spent))} cost, whatever became of them."
+  text += _shared_words(spent)
   lost = spent[spent["status"] != "complete"]
   if len(lost):
     kinds = [f"{len(rows)} {status} ({', '.join(rows['run'])})"
@@ -82,6 +83,19 @@ def _lead(spent: pd.DataFrame, unfinished: Sequence[str]) -> str:
     text += (f" Begun and without a result, and in no total: "
              f"{_runs(len(unfinished))} ({', '.join(unfinished)}).")
   return page.paragraph(text)
+
+
+def _shared_words(spent: pd.DataFrame) -> str:
+  """What runs that branched off others' trunks did not do again."""
+  shared = spent[spent["shared"] > 0]
+  if not len(shared):
+    return ""
+  own = spent["flops"].sum()
+  return (f" {_runs(len(shared))} branched off another one's trunk, where "
+          f"{wording.power(shared['shared'].sum())} FLOPs of their way are "
+          f"counted, once: {own / (own + shared['shared'].sum()):.1%} of what "
+          "as many runs that share nothing take. What is said of such a run is "
+          "its own part.")
 
 
 def _facts(spent: pd.DataFrame) -> str:

@@ -88,16 +88,30 @@ def spent(frame: pd.DataFrame) -> pd.DataFrame:
     A row for each of the frame's, under its index: run, status, `QUANTITIES`
     (NaN where unknown), and occupied: whether its device-hours are those that
     are paid for, from claim to result; else they are those inside training
-    steps, which is all that the record holds.
+    steps, which is all that the record holds. What a run shares with the trunk
+    that it branched off is the trunk's alone; `shared` are the FLOPs of it, 0
+    of a run that trained alone.
   """
   occupied = frame["occupied_device_seconds"]
+  shared = frame["shared_flops"].fillna(0.0)
   return pd.DataFrame({
       "run": table.run_names(frame), "status": frame["status"],
-      "flops": frame["flops_total"], "hours": frame["wall_seconds"] / _SECONDS,
+      "flops": frame["flops_total"] - shared, "shared": shared,
+      "hours": frame["wall_seconds"] / _SECONDS,
       "device_hours": occupied.fillna(frame["device_seconds"]) / _SECONDS,
       "price_usd": frame["price_usd"], "energy_kwh": frame["energy_kwh"],
       "co2e_kg": frame["co2e_kg"], "occupied": occupied.notna()},
       index=frame.index)
+
+
+def alone(spent: pd.DataFrame) -> pd.DataFrame:
+  """The same, with what each run would have cost alone: of one that shared a
+  trunk the whole way, at its own rate of FLOPs for everything else."""
+  whole = _over((spent["flops"] + spent["shared"]).to_numpy(),
+                spent["flops"].to_numpy())
+  scale = np.where(spent["shared"] > 0, whole, 1.0)
+  return spent.assign(**{name: spent[name] * scale for name in QUANTITIES},
+                      shared=0.0)
 
 
 def read_forecast(workdir: str | os.PathLike[str]) -> Forecast | None:
@@ -216,7 +230,8 @@ def off_frontier(fit: result.Fit, runs: pd.DataFrame,
 
   The loss is the law's at the run's N and D. What it costs on the frontier is
   what the run has cost over its `overhead` (`inverse.on_frontier`): the run's
-  own rate of FLOPs for money, energy and time is taken to hold there.
+  own rate of FLOPs for money, energy and time is taken to hold there, and for
+  what it shared with a trunk.
 
   Args:
     fit: of a law for which `no_frontier` has nothing to say.
@@ -230,8 +245,8 @@ def off_frontier(fit: result.Fit, runs: pd.DataFrame,
   fewer = dataclasses.replace(fit, samples=fit.samples[:DRAWS])
   made = inverse.on_frontier(fewer, runs["params"].to_numpy(),
                              runs["tokens"].to_numpy())
-  paid = cost.drop_duplicates("run", keep=False).set_index("run").reindex(
-      runs["run"])
+  paid = alone(cost).drop_duplicates("run", keep=False).set_index(
+      "run").reindex(runs["run"])
   columns = {"run": runs["run"].to_numpy(), **{
       name: made[name] for name in (
           "loss", "params", "tokens", "overhead", "overhead_low",

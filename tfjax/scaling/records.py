@@ -26,15 +26,17 @@ NUMBERS = (
     "peak_flops_per_second", "wall_seconds", "startup_seconds",
     "compile_seconds", "input_seconds", "step_seconds", "evaluation_seconds",
     "checkpoint_seconds", "lost_seconds", "goodput", "occupied_device_seconds",
-    "price_usd", "energy_kwh", "pue", "co2e_kg")
+    "price_usd", "energy_kwh", "pue", "co2e_kg", "branch_step", "shared_flops",
+    "shared_device_seconds")
 TEXTS = (
     "run_id", "sweep", "status", "status_reason", "family", "objective",
     "loss_counts", "flops_convention", "tokenizer", "corpus", "device_kind",
     "peak_source", "hardware", "price_source", "energy_source", "region",
     "co2e_source", "config_hash", "code_version", "python_version", "host_cpu",
-    "started_at", "finished_at")
+    "started_at", "finished_at", "branched_from")
 # What a sum of must not be spoilt by: finite, and at least so much.
 LEAST = {**{name: 0.0 for name in NUMBERS if name.endswith("_seconds")},
+         "shared_flops": 0.0,
          "mfu": 0.0, "goodput": 0.0, "price_usd": 0.0, "energy_kwh": 0.0,
          "co2e_kg": 0.0, "pue": 1.0}
 # Columns that config.json holds, and where.
@@ -42,7 +44,7 @@ CONFIGURED = {"d_model": ("model", "d_model"),
               "num_layers": ("model", "num_layers"),
               "learning_rate": ("optimizer", "learning_rate")}
 REQUIRED = ("run_id", "status")
-STATUSES = ("complete", "diverged", "failed", "interrupted")
+STATUSES = ("complete", "diverged", "stopped", "failed", "interrupted")
 
 _RESULT, _METRICS, _CONFIG = "result.json", "metrics.jsonl", "config.json"
 

@@ -76,7 +76,8 @@ def write(workdir: str | os.PathLike[str],
   entropy_rate = _only(frame["entropy_rate"])
   compared = _compare(fit)
   figures = _figures(workdir, plots.draw(
-      runs, curves, fit, entropy_rate, compared, costs.spent(frame)))
+      runs, curves, fit, entropy_rate, compared,
+      costs.alone(costs.spent(frame))))
   cost = figures.pop("cost", "")
   unfinished = records.unfinished(workdir)
   return _write(workdir, _title(frame), [
@@ -173,7 +174,7 @@ def _headline(frame: pd.DataFrame, runs: pd.DataFrame,
   if fit is not None:
     text += f" {_exponent_words(fit)}"
     text += f" {sections.held_out_words(fit)}" if fit.holdout else ""
-  spent, seconds = frame["flops_total"], frame["device_seconds"]
+  spent, seconds = costs.spent(frame)["flops"], frame["device_seconds"]
   unknown = int(spent.isna().sum())
   items = [(f"{len(runs)}", "runs charted")]
   if len(runs):

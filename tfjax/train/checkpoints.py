@@ -12,10 +12,8 @@ any other that does not agree with its manifest it is set aside under
 What is in the counters, and when to save, is the loop's.
 """
 
-import concurrent.futures
 import contextlib
 import errno
-import json
 import logging
 import os
 import pathlib
@@ -23,8 +21,7 @@ import shutil
 import sys
 import threading
 import time
-from typing import Any
-import zlib
+from typing import Any, Collection, Sequence
 
 import jax
 import orbax.checkpoint as ocp
@@ -32,16 +29,11 @@ from orbax.checkpoint import checkpoint_managers
 
 from tfjax import config as config_lib
 from tfjax.train import cluster
+from tfjax.train import manifest
 
 _LOG = logging.getLogger("tfjax")
 
-_MANIFEST = "manifest.json"
 _UNFINISHED = ".orbax-checkpoint-tmp"  # Orbax's, after the step
-# Orbax writes them after the manifest: times, and that it is done. Nothing
-# that is restored depends on them.
-_WRITTEN_LATER = ("_CHECKPOINT_METADATA", "commit_success.txt")
-_CHUNK_BYTES = 4 << 20
-_READERS = 4
 # What ends a save most often; TensorStore quotes them within long texts.
 _FILE_SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _QUIET_SECONDS, _QUIET_TRIES = 0.2, 20
@@ -58,14 +50,17 @@ class Checkpoints:
   """
 
   def __init__(self, directory: pathlib.Path,
-               config: config_lib.CheckpointConfig):
+               config: config_lib.CheckpointConfig,
+               keep_steps: Sequence[int] = ()):
+    """`keep_steps` stay, however many are saved after them."""
     self.failed_saves = 0
     self._directory = directory.resolve()
     self._step = None  # the one being saved
     self._watcher: threading.Thread | None = None
     self._failed = False  # since the manager was last told
     self._remove_unfinished()
-    keep = [checkpoint_managers.LatestN(config.keep)]
+    keep = [checkpoint_managers.LatestN(config.keep),
+            checkpoint_managers.CustomSteps(keep_steps)]
     if config.keep_every_steps:
       keep.append(checkpoint_managers.EveryNSteps(config.keep_every_steps))
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
@@ -201,18 +196,48 @@ class Checkpoints:
     return list(self._directory.glob(f"*{_UNFINISHED}*"))
 
   def _write_manifest(self) -> None:
-    directory = self._directory / f"{self._step}{_UNFINISHED}"
-    paths = sorted(
-        path.relative_to(directory).as_posix()
-        for path in directory.rglob("*") if path.is_file())
-    with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
-      found = pool.map(lambda path: _size_and_checksum(directory / path), paths)
-    manifest = {path: entry for path, entry in zip(paths, found)
-                if path not in _WRITTEN_LATER}
-    with open(directory / _MANIFEST, "w", encoding="utf-8") as file:
-      json.dump(manifest, file)
-      file.flush()
-      os.fsync(file.fileno())  # as Orbax does with its own
+    manifest.write(self._directory / f"{self._step}{_UNFINISHED}")
+
+
+def restore_of(checkpoint: pathlib.Path, abstract_state: Any,
+               ) -> tuple[Any, dict[str, Any]] | None:
+  """State and counters of one checkpoint, the directory of its step, which
+  may be another run's: nothing in it is changed. None: it is not there, or
+  damaged, which is logged.
+  """
+  checkpoint = checkpoint.resolve()
+  sound = False
+  if cluster.is_main() and checkpoint.is_dir():
+    damage = manifest.damage(checkpoint)
+    if damage:
+      _LOG.warning("checkpoint %s is damaged (%s)", checkpoint,
+                   "; ".join(damage))
+    sound = not damage
+  if not cluster.broadcast(sound):
+    return None
+  state = _state_handler().restore(
+      checkpoint / "state", args=_restore_args(abstract_state))
+  counters = ocp.JsonCheckpointHandler().restore(checkpoint / "counters")
+  return _owned(state), dict(counters)
+
+
+def delete(directory: pathlib.Path, config: config_lib.CheckpointConfig,
+           steps: Collection[int]) -> list[pathlib.Path]:
+  """Deletes checkpoints of these steps, but those that the config keeps, of a
+  run at which nobody is; returns what it has deleted."""
+  every, there = config.keep_every_steps, _steps(directory)
+  gone = []
+  for step in set(steps) & set(there[:-config.keep]):
+    if every and step % every == 0:
+      continue
+    path = directory / str(step)
+    # Out of the way at once: a part of a checkpoint would be a damaged one.
+    doomed = path.with_name(f"{step}{_UNFINISHED}-deleted-{os.getpid()}")
+    with contextlib.suppress(FileNotFoundError):  # somebody was faster
+      path.rename(doomed)
+      shutil.rmtree(doomed, ignore_errors=True)
+      gone.append(path)
+  return gone
 
 
 def weights(directory: pathlib.Path, abstract_params: Any) -> Any:
@@ -316,7 +341,7 @@ def newest_sound(directory: pathlib.Path,
     steps = _steps(directory)
     for step in reversed(steps):
       damage = (["training cannot go on from it"] if step == suspect
-                else _damage(directory / str(step)))
+                else manifest.damage(directory / str(step)))
       if not damage:
         found = step
         break
@@ -338,45 +363,6 @@ def _set_aside(checkpoint: pathlib.Path) -> pathlib.Path:
     count += 1
     target = directory / f"{checkpoint.name}.{count}"
   return checkpoint.rename(target)
-
-
-def _damage(checkpoint: pathlib.Path) -> list[str]:
-  """What is wrong with a checkpoint's files; empty where nothing is."""
-  try:
-    manifest = json.loads((checkpoint / _MANIFEST).read_bytes())
-    entries = list(manifest.items())
-  except FileNotFoundError:
-    return [f"{_MANIFEST} is missing"]
-  except (OSError, ValueError, AttributeError) as error:
-    return [f"{_MANIFEST} cannot be read: {error}"]
-  with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
-    found = pool.map(
-        lambda entry: _file_damage(checkpoint / entry[0], entry[1]), entries)
-  return [f"{path} {problem}" for (path, _), problem in zip(entries, found)
-          if problem]
-
-
-def _file_damage(path: pathlib.Path, expected: Any) -> str | None:
-  """`expected` is [size, checksum], unless the manifest itself is damaged."""
-  try:
-    found = _size_and_checksum(path)
-  except FileNotFoundError:
-    return "is missing"
-  except (OSError, ValueError) as error:
-    return f"cannot be read: {error}"
-  if found == expected:
-    return None
-  if isinstance(expected, list) and found[0] != expected[0]:
-    return f"has {found[0]} bytes, not {expected[0]}"
-  return "does not have its checksum"
-
-
-def _size_and_checksum(path: pathlib.Path) -> list[int]:
-  size = checksum = 0
-  with open(path, "rb") as file:
-    while chunk := file.read(_CHUNK_BYTES):
-      size, checksum = size + len(chunk), zlib.crc32(chunk, checksum)
-  return [size, checksum]
 
 
 def _reason(error: Exception) -> str:

@@ -41,6 +41,7 @@ class Clock:
   """
 
   def __init__(self) -> None:
+    self._share = 1.0
     self._now = time.perf_counter()
     self._phase, self._compiled = "startup", _compiled_seconds()
     self._part = dict.fromkeys(PHASES, 0.0)
@@ -59,11 +60,17 @@ class Clock:
     self.tokens = self._before["clock_tokens"]
     self._last = (self.seconds(), self.tokens)
 
+  def share(self, share: float) -> None:
+    """From now on only such a share of the time is this run's: others train
+    in the same steps."""
+    self.enter(self._phase)
+    self._share = share
+
   def enter(self, phase: str, was: str | None = None) -> None:
     """Ends the phase so far, which turns out to be `was`, if that is given."""
     now, compiled = time.perf_counter(), _compiled_seconds()
-    elapsed = now - self._now
-    compiling = min(compiled - self._compiled, elapsed)
+    elapsed = (now - self._now) * self._share
+    compiling = min((compiled - self._compiled) * self._share, elapsed)
     self._part["compile"] += compiling
     self._part[was or self._phase] += elapsed - compiling
     self._phase, self._now, self._compiled = phase, now, compiled

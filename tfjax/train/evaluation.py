@@ -3,7 +3,7 @@
 
 import dataclasses
 import math
-from typing import Any, Callable, Iterable
+from typing import Any, Callable, Iterable, Sequence
 
 import jax
 from jax.experimental import multihost_utils
@@ -12,6 +12,7 @@ from jaxtyping import Bool
 import numpy as np
 
 from tfjax.objectives import loss as loss_lib
+from tfjax.train import ensemble_step
 from tfjax.train import sharding
 from tfjax.train import step as step_lib
 
@@ -42,7 +43,28 @@ def evaluate(steps: step_lib.Steps, params: Any,
     counted = (batch.weights > 0) & _own_rows(
         steps.mesh, placed.targets.shape[0])[:, None]
     num_bytes += token_bytes(batch.targets[counted])
-  num_bytes = _over_processes(num_bytes)
+  return _summary(results, _over_processes(num_bytes))
+
+
+def evaluate_members(
+    steps: ensemble_step.EnsembleSteps, params: Any,
+    batches: Iterable[loss_lib.Batch],
+    token_bytes: Callable[[np.ndarray], float], members: Sequence[int],
+) -> list[Evaluation]:
+  """The same of some members of an ensemble; `params` are stacked."""
+  active = steps.active(members)
+  results, num_bytes = [], 0.0
+  for batch in batches:
+    results.append(steps.evaluate(params, batch, active))
+    num_bytes += token_bytes(batch.targets[batch.weights > 0])
+  results = [jax.device_get(result) for result in results]
+  return [_summary([(sums[index], counts[index]) for sums, counts in results],
+                   num_bytes) for index in members]
+
+
+def _summary(results: Sequence[tuple[Any, Any]],
+             num_bytes: float) -> Evaluation:
+  """From the summed losses and weights of all examples, batch by batch."""
   sums, counts = (np.concatenate([np.asarray(jax.device_get(r[i]), np.float64)
                                   for r in results]) for i in (0, 1))
   return summarise(sums[counts > 0], counts[counts > 0], num_bytes)

@@ -21,10 +21,10 @@ from typing import Any
 
 from tfjax import config as config_lib
 from tfjax.cost import peaks
+from tfjax.train import lease
 
 # Ended for good. A run that is stopped was hopeless (`tfjax.sweep.halving`).
 FINISHED = ("complete", "diverged", "stopped")
-LOCK = ".lock"  # in a run directory; held while a process trains there
 # Columns of metrics.jsonl that tell what training took, not what came of it:
 # all that two runs of one config differ in.
 MEASURED = ("seconds", "device_seconds", "tokens_per_second", "mfu",
@@ -70,10 +70,11 @@ class RunRecord:
   where that is known. Each source says how its number was obtained.
 
   A run that branched off another one's trunk (`tfjax.sweep.branch`) has the
-  tokens and FLOPs of its whole way, as a law asks for; of them `shared_flops`
-  and, of the trunk's run, `shared_device_seconds` were spent before
+  tokens and FLOPs of its whole way, as a law asks for; of them `shared_flops`,
+  and of occupied device-seconds `shared_device_seconds`, were spent before
   `branch_step` and are in `branched_from`'s record: all times, price, energy
-  and CO2e here are its own alone. A member of an ensemble has its share of
+  and CO2e here are its own alone. Its rows up to there are the trunk's, marked
+  `shared`, without what they took. A member of an ensemble has its share of
   what all `ensemble_members` have spent.
 
   Devices, processes, mesh, peak and hardware are those of the last part of a
@@ -162,6 +163,8 @@ class RunRecord:
   shared_flops: float | None = None
   shared_device_seconds: float | None = None
   ensemble_members: int | None = None
+  compile_cache_hits: int | None = None  # programs, of the last part
+  compile_cache_misses: int | None = None
   config_hash: str | None = None
   code_version: str | None = None
   packages: dict[str, str] | None = None
@@ -196,7 +199,9 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
   Raises:
     WriteError: it cannot be written; the old one is as it was.
+    LostError: its directory was this process's, and is another's now.
   """
+  lease.check(path.parent)
   temporary = path.with_name(f".{path.name}.{os.getpid()}")
   try:
     with open(temporary, "w", encoding="utf-8") as file:
@@ -239,6 +244,14 @@ def read_result(run_dir: pathlib.Path) -> dict[str, Any] | None:
   return result
 
 
+def record_of(result: dict[str, Any]) -> RunRecord:
+  """A result as it was read; another version of the code may have written
+  more."""
+  known = {field.name for field in dataclasses.fields(RunRecord)}
+  return RunRecord(
+      **{name: value for name, value in result.items() if name in known})
+
+
 def finite(value: Any) -> Any:
   """JSON has no NaN: a number that is none is unknown."""
   if isinstance(value, dict):
@@ -277,7 +290,9 @@ def _line(row: dict[str, Any]) -> str:
 class MetricsFile:
   """metrics.jsonl of one run, open for appending.
 
-  Every method raises a WriteError where the file cannot be written.
+  Every method raises a WriteError where the file cannot be written, and a
+  LostError where the run has become another process's. That one has a file of
+  its own (`cut` puts a new one in its place): no row can get into it.
   """
 
   def __init__(self, path: pathlib.Path, last_step: int,
@@ -291,6 +306,7 @@ class MetricsFile:
           kept: Collection[dict[str, Any]] = ()) -> None:
     """Keeps the rows up to `last_step`, and of the later ones those that are
     in `kept`; drops the others and a broken one."""
+    lease.check(self._path.parent)
     self.close()
     path = self._path
     rows = read_metrics(path) if path.exists() else []
@@ -310,6 +326,7 @@ class MetricsFile:
       raise _write_error(path, error) from error
 
   def write(self, row: dict[str, Any]) -> None:
+    lease.check(self._path.parent)
     data = _line(row).encode()
     try:
       while data:  # a disk that has filled up takes a part
@@ -319,6 +336,7 @@ class MetricsFile:
 
   def sync(self) -> None:
     """Returns when every row is on disk: called before a checkpoint."""
+    lease.check(self._path.parent)
     try:
       os.fsync(self._file.fileno())
     except OSError as error:

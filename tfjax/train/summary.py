@@ -14,6 +14,8 @@ from tfjax import config as config_lib
 from tfjax.cost import card
 from tfjax.cost import flops as flops_lib
 from tfjax.cost import lengths as lengths_lib
+from tfjax.train import compilation
+from tfjax.train import out_of_memory
 from tfjax.train import parts as parts_lib
 from tfjax.train import records
 from tfjax.train import recovery as recovery_lib
@@ -63,7 +65,7 @@ def record(
       tokens_undone=recovery.undone_steps * parts.budget.batch_tokens,
       finished_at=records.now(), **_amounts(parts, steps, share),
       **_flops(parts, share), **_data(parts), **_machine(parts, spent),
-      **others, **records.provenance(),
+      **_compiled(parts, spent), **others, **records.provenance(),
       **spent.amounts())  # last, as they count until now
 
 
@@ -73,6 +75,8 @@ def record_failure(
     spent: spent_lib.Spent) -> None:
   """Writes the result of a run that has failed: why, and what it has spent."""
   reason = "".join(traceback.format_exception_only(error)).strip()
+  if out_of_memory.is_it(error):
+    reason = f"out of memory: {out_of_memory.on_device(config)}\n{reason}"
   try:
     taken = spent.fail()
   except records.RecordError as damaged:
@@ -144,6 +148,16 @@ def _data(parts: parts_lib.Parts) -> dict[str, Any]:
       entropy_rate=(store.entropy_rate
                     if parts.objective.counts == "every token" else None),
       token_store=store.path.name)
+
+
+def _compiled(parts: parts_lib.Parts,
+              spent: spent_lib.Spent) -> dict[str, Any]:
+  counts = compilation.since(parts.compiled_before)
+  _LOG.info("compiling: %.2f s in all; programs of this part: %d from the "
+            "cache, %d compiled", spent.clock.phase_seconds()["compile"],
+            counts.hits, counts.misses)
+  return dict(compile_cache_hits=counts.hits,
+              compile_cache_misses=counts.misses)
 
 
 def _machine(parts: parts_lib.Parts,

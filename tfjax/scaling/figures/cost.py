@@ -22,8 +22,8 @@ def cost(frame: pd.DataFrame, spent: pd.DataFrame) -> canvas.Picture | None:
 
   Args:
     frame: run, params, tokens, loss.
-    spent: what these and other runs have cost: run, device_hours, price_usd,
-      energy_kwh, co2e_kg, occupied.
+    spent: what these and other runs have cost, or would have alone: run,
+      device_hours, price_usd, energy_kwh, co2e_kg, occupied.
 
   Returns:
     None where fewer than two runs know any of it.
