@@ -25,7 +25,8 @@ HEIGHT = {room: i for i, rooms in enumerate(LAYERS) for room in rooms}
 CLOSED = {"families": set(),
           "scaling": {"scaling", "config", "schema", "families"}}
 # Slow or optional: imported where they are used, never with the package.
-LAZY = {"wandb", "torch", "transformers", "datasets", "codecarbon"}
+LAZY = {"wandb", "torch", "transformers", "datasets", "codecarbon",
+        "submitit", "tensorboardX", "wandb_workspaces"}
 
 FILES = sorted((ROOT / "tfjax").rglob("*.py"))
 

@@ -1,184 +1,247 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mirror in wandb: whole when it works, unnoticed when it does not."""
+"""The mirrors of a run: whole when they work, unnoticed when they do not."""
 
+import importlib.util
 import json
+import os
 import pathlib
+import signal
 import subprocess
 import sys
-import threading
 import time
-import types
-from typing import Any, Callable
+from typing import Any
 
 import pytest
+
+# Helpers of these tests are found beside them.
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+# pylint: disable=wrong-import-position
+import fake_wandb
+import wandb_files
+sys.path.pop(0)
 
 from tfjax import config as config_lib
 from tfjax import train
 from tfjax.train import records
 from tfjax.train import tracking
+from tfjax.train.mirrors import columns
+from tfjax.train.mirrors import wandb_run
 
-VARYING = {"started_at", "finished_at", "device_seconds", "compile_seconds",
-           "tokens_per_second", "run_id", "wall_seconds", "startup_seconds",
-           "input_seconds", "step_seconds", "evaluation_seconds",
-           "checkpoint_seconds", "occupied_device_seconds", "goodput"}
+ROOT = pathlib.Path(__file__).parents[2]
+# What differs between two runs of one config.
+VARYING = {"started_at", "finished_at", "run_id", "tokens_per_second",
+           "goodput", "resumes"}
 
 
-def inspect(path: pathlib.Path) -> list[dict[str, Any]]:
-  """The records in an offline run's file, by wandb's own reader."""
-  lines = subprocess.run(
-      [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)],
-      check=True, capture_output=True, text=True).stdout.splitlines()
-  return [json.loads(line) for line in lines]
+@pytest.fixture(autouse=True)
+def fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
+  """Mirrors are kept by a process of the test's own."""
+  monkeypatch.setattr(tracking, "_current", None)
+
+
+def use(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+  for name, value in environment.items():
+    monkeypatch.setenv(name, value)
+
+
+def rows_of(run_dir: pathlib.Path) -> list[dict[str, Any]]:
+  return records.read_metrics(run_dir / "metrics.jsonl")
 
 
 def test_an_offline_run_mirrors_the_records(
     make_config, tmp_path: pathlib.Path) -> None:
-  record = train.run(make_config({"tracking.wandb": "offline",
-                                  "tracking.project": "mirror"}),
-                     tmp_path, sweep="grid")
+  record = train.run(make_config({
+      "tracking.wandb": "offline", "tracking.project": "mirror",
+      "tracking.tags": ("pilot",)}), tmp_path, sweep="grid")
   run_dir = tmp_path / record.run_id
-  (path,) = (run_dir / "wandb").glob("offline-run-*/*.wandb")
-  found = inspect(path)
-  (run,) = (one["run"] for one in found if one["type"] == "run")
-  assert (run["run_id"], run["project"]) == (record.run_id, "mirror")
-  assert run["run_group"] == "grid"
-  history = [one["history"]["item"] for one in found
-             if one["type"] == "history"]
-  rows = records.read_metrics(run_dir / "metrics.jsonl")
-  assert len(history) == len(rows) == 7
-  for item, row in zip(history, rows):
-    assert item[f"{row['kind']}/loss"] == row["loss"]
-    assert (item["step"], item["tokens"]) == (row["step"], row["tokens"])
-    assert item["device_seconds"] == row["device_seconds"]
+  assert tracking.wait(run_dir, 60)
+  found = wandb_files.Offline(run_dir, record.run_id)
+  assert (found.run.run_id, found.run.project) == (record.run_id, "mirror")
+  assert (found.run.run_group, found.run.job_type) == ("grid", "train")
+  assert set(found.run.tags) == {"pilot", "gpt2", "causal", "3k"}
+
+  rows = rows_of(run_dir)
+  assert len(rows) == 7 and len(found.history) == 7
+  for item, row in zip(found.history, rows):
+    kind = row.pop("kind")
+    assert item.pop("device_hours") == pytest.approx(
+        row.pop("device_seconds") / 3600, rel=1e-12)
     # What is not known is left out: a chart has no point there.
-    assert row["energy_kwh"] is None and "energy_kwh" not in item
-    assert "train/mfu" not in item
-  # Whatever a chart may be against; most often tokens.
-  axes = {one["metric"]["name"] for one in found if one["type"] == "metric"
-          and "name" in one["metric"]}
-  assert axes == {"step", "tokens", "flops", "seconds", "device_seconds",
-                  "energy_kwh"}
-  assert {one["metric"]["glob_name"]: one["metric"]["step_metric"]
-          for one in found if one["type"] == "metric"
-          and "glob_name" in one["metric"]} == {
-              "train/*": "tokens", "evaluation/*": "tokens"}
-  summary: dict[str, Any] = {}
-  for one in found:
-    if one["type"] == "summary":
-      summary |= one["summary"].get("update", {})
-  assert summary["loss"] == record.loss
-  assert summary["status"] == "complete"
-  assert [one["exit"]["exit_code"] for one in found
-          if one["type"] == "exit"] == [0]
+    assert row.pop("energy_kwh") is None and "energy_kwh" not in item
+    expected = {name if name in ("step", "tokens", "flops", "seconds")
+                else f"{kind}/{name}": value
+                for name, value in row.items() if value is not None}
+    assert item == expected
+
+  assert {"step", "tokens", "flops", "device_hours"} <= {
+      name for name, axis in found.metrics.items() if not axis}
+  assert {name: axis for name, axis in found.metrics.items() if axis} == {
+      "train/*": "tokens", "evaluation/*": "tokens", "rollback/*": "tokens"}
+
+  result = records.read_result(run_dir)
+  for name, value in result.items():
+    if value is not None:
+      assert found.summary[name] == value, name
+  given = json.loads((run_dir / "config.json").read_bytes())
+  assert {name: found.config[name] for name in given} == given
+  assert found.config["derived"] == dict(
+      params_total=result["params_total"], batch_tokens=128,
+      params_embedding=result["params_embedding"],
+      params_non_embedding=result["params_non_embedding"],
+      params_head=result["params_head"], tokens_planned=768, steps_planned=6,
+      flops_planned=result["flops_total"])
+  assert found.exit_code == 0
 
 
-def test_disabled_leaves_nothing_and_imports_nothing(
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_resumed_run_is_mirrored_once_and_whole(
+    waits: bool, make_config, tmp_path: pathlib.Path) -> None:
+  config = make_config({"tracking.wandb": "offline",
+                        "tracking.tensorboard": True})
+  part = train.run(config, tmp_path, until_step=3)
+  run_dir = tmp_path / part.run_id
+  if waits:
+    assert part.status == "interrupted" and tracking.wait(run_dir, 60)
+    found = wandb_files.Offline(run_dir, part.run_id)
+    assert (len(found.history), found.exit_code) == (3, 1)
+  assert train.run(config, tmp_path).status == "complete"
+  assert tracking.wait(run_dir, 60)
+  found = wandb_files.Offline(run_dir, part.run_id)
+  assert [item["step"] for item in found.history] == [
+      row["step"] for row in rows_of(run_dir)] == [1, 2, 3, 4, 5, 6, 6]
+  assert (found.summary["status"], found.exit_code) == ("complete", 0)
+  assert len(list((run_dir / "tensorboard").iterdir())) == 1
+
+
+def test_a_run_that_fails_is_marked_so(
+    make_config, tmp_path: pathlib.Path) -> None:
+  def fall(row: dict[str, Any]) -> None:
+    if row["step"] == 4:
+      raise ZeroDivisionError("a bug")
+  with pytest.raises(ZeroDivisionError):
+    train.run(make_config({"tracking.wandb": "offline"}), tmp_path,
+              on_row=fall)
+  run_dir = next(tmp_path.glob("gpt2-*"))
+  assert tracking.wait(run_dir, 60)
+  found = wandb_files.Offline(run_dir, run_dir.name)
+  assert (len(found.history), found.exit_code) == (4, 1)
+  assert found.summary["status"] == "failed"
+  assert "a bug" in found.summary["status_reason"]
+
+
+def test_disabled_starts_nothing_and_leaves_nothing(
     make_config, tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch) -> None:
-  monkeypatch.setitem(sys.modules, "wandb", None)  # an import would raise
-  threads = threading.active_count()
+  monkeypatch.setattr(subprocess, "Popen", None)
   mirror = tracking.Mirror(make_config(), tmp_path, None)
-  mirror.log({"kind": "train", "step": 1})
-  mirror.finish({})
-  assert threading.active_count() == threads
+  mirror.close()
+  mirror.finish()
   assert not list(tmp_path.iterdir())
 
 
-def fake(where: str, behave: Callable[[], None], modes: list[str]
-         ) -> types.ModuleType:
-  """A wandb whose `where` (init, log or finish) misbehaves."""
-  def call(name: str) -> Callable[..., Any]:
-    def function(*_, **__) -> None:
-      if name == where:
-        behave()
-    return function
-  run = types.SimpleNamespace(
-      log=call("log"), finish=call("finish"), define_metric=call("define"),
-      summary={})
-
-  def init(*_, mode: str, **__) -> types.SimpleNamespace:
-    modes.append(mode)
-    call("init")()
-    return run
-  module = types.ModuleType("wandb")
-  module.init, module.Settings = init, types.SimpleNamespace
-  return module
-
-
-def fail() -> None:
-  raise RuntimeError("no such host")
-
-
-def hang() -> None:
-  time.sleep(300)
-
-
-@pytest.mark.parametrize("behave", [fail, hang])
-@pytest.mark.parametrize("where", ["init", "log", "finish"])
+@pytest.mark.parametrize("how", ["raise", "hang"])
+@pytest.mark.parametrize("where", ["import", "init", "log", "finish"])
 def test_what_goes_wrong_in_wandb_does_not_reach_the_run(
-    where: str, behave: Callable[[], None], make_config,
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture) -> None:
-  monkeypatch.setattr(tracking, "_CLOSE_SECONDS", 0.3)
+    where: str, how: str, make_config, tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch) -> None:
   plain = train.run(make_config(), tmp_path / "plain")
-  modes: list[str] = []
-  monkeypatch.setitem(sys.modules, "wandb", fake(where, behave, modes))
+  use(fake_wandb.install(tmp_path / "path", where, how), monkeypatch)
   begin = time.perf_counter()
   record = train.run(make_config({"tracking.wandb": "online"}), tmp_path)
-  assert time.perf_counter() - begin < 10
-  assert modes[0] == "online"
-  assert ("wandb stopped mirroring" if behave is fail else
-          "wandb did not finish") in caplog.text
-  if (where, behave) == ("init", fail):
-    assert modes == ["online", "offline"]
+  assert time.perf_counter() - begin < 10  # of minutes that it hangs
   for name, value in vars(plain).items():
-    if name not in VARYING:
+    if name not in VARYING and not name.endswith("_seconds"):
       assert getattr(record, name) == value, name
   run_dir = tmp_path / record.run_id
-  assert len(records.read_metrics(run_dir / "metrics.jsonl")) == 7
-  assert records.read_result(run_dir)["status"] == "complete"
+
+  def told(path: pathlib.Path) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row.items()
+             if name not in records.MEASURED} for row in rows_of(path)]
+  assert told(run_dir) == told(tmp_path / "plain" / plain.run_id)
+  # The fault has been met, and what can be said about it is.
+  answer = tracking._current.wait(str(run_dir), 5 if how == "hang" else 30)
+  assert where in fake_wandb.calls(tmp_path / "path")
+  assert (answer is None) == (how == "hang")
+  if answer is not None:
+    assert "no such host" in "".join(answer["problems"])
+    asked = "\n".join(fake_wandb.calls(tmp_path / "path"))
+    assert ("init offline" in asked) == (where == "init")
+  tracking._current._process.kill()
 
 
-def test_the_process_ends_cleanly_while_wandb_hangs(
-    make_config, tmp_path: pathlib.Path) -> None:
-  package = tmp_path / "path" / "wandb.py"
-  package.parent.mkdir()
-  package.write_text("import time\nSettings = dict\n"
-                     "def init(**_):\n  time.sleep(300)\n", encoding="utf-8")
-  config = tmp_path / "config.json"
-  config.write_text(json.dumps(config_lib.to_dict(
-      make_config({"tracking.wandb": "offline"}))), encoding="utf-8")
-  program = (
-      "import json, sys\n"
-      "sys.path.insert(0, sys.argv[1])\n"
-      "from tfjax import config, train\n"
-      "from tfjax.train import tracking\n"
-      "tracking._CLOSE_SECONDS = 0.2\n"
-      "values = json.load(open(sys.argv[2]))\n"
-      "print(train.run(config.from_dict(values), sys.argv[3]).status)\n")
+@pytest.mark.parametrize("where", ["init", "finish"])
+def test_train_ends_in_time_and_well_while_wandb_hangs(
+    where: str, make_config, tmp_path: pathlib.Path) -> None:
+  experiment = tmp_path / "experiment.py"
+  values = config_lib.to_dict(make_config({"tracking.wandb": "online"}))
+  experiment.write_text(
+      "import json\nimport ml_collections\nfrom tfjax import config\n\n"
+      "def get_config():\n  result = config.default()\n"
+      f"  result.update(json.loads({json.dumps(values)!r}))\n"
+      "  return result\n", encoding="utf-8")
+  given = fake_wandb.install(tmp_path / "path", where, "hang")
   ended = subprocess.run(
-      [sys.executable, "-c", program, str(package.parent), str(config),
-       str(tmp_path)], capture_output=True, text=True, timeout=120,
-      check=False)
-  assert (ended.returncode, ended.stdout) == (0, "complete\n"), ended.stderr
-  assert "wandb did not finish" in ended.stderr
+      [sys.executable, "scripts/train.py", f"--config={experiment}",
+       f"--workdir={tmp_path / 'runs'}"], cwd=ROOT, capture_output=True,
+      text=True, timeout=100, check=False, env={**os.environ, **given})
+  assert ended.returncode == 0, ended.stderr
+  assert ended.stdout.count("complete") == 1
   for word in ("Traceback", "Fatal"):
     assert word not in ended.stderr
 
 
-def test_a_full_queue_drops_rows_and_does_not_wait(
+def test_the_mirrors_process_ends_when_wandb_hangs(
+    make_config, tmp_path: pathlib.Path) -> None:
+  (tmp_path / "config.json").write_text(json.dumps(config_lib.to_dict(
+      make_config({"tracking.wandb": "offline"}))), encoding="utf-8")
+  given = fake_wandb.install(tmp_path / "path", "init", "hang")
+  begin = time.perf_counter()
+  ended = subprocess.run(
+      [sys.executable, "-c", "from tfjax.train.mirrors import follow\n"
+       "follow._CLOSE_SECONDS = 1.5\nfollow.main()"],
+      input=json.dumps(dict(event="begin", run=str(tmp_path))) + "\n",
+      text=True, cwd=ROOT, timeout=60, check=False,
+      env={**os.environ, **given})
+  assert ended.returncode == 1 and time.perf_counter() - begin < 20
+  assert "init" in fake_wandb.calls(tmp_path / "path")
+
+
+def test_a_run_tells_its_mirror_without_waiting(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+  """Even where the other end does not read, and the pipe is full."""
+  process = tracking._Process(tmp_path / "log")
+  os.kill(process._process.pid, signal.SIGSTOP)
+  begin = time.perf_counter()
+  for _ in range(2000):
+    process.tell("begin", str(tmp_path))
+  assert process.wait(str(tmp_path)) is None
+  assert time.perf_counter() - begin < 5
+  assert "its mirrors do not follow" in caplog.text
+  process._process.kill()
+
+
+def test_the_wait_at_the_ends_of_runs_is_a_share_of_their_time(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+  use(fake_wandb.install(tmp_path / "path", "init", "hang"), monkeypatch)
+  process = tracking._Process(tmp_path / "log")
+  now = time.monotonic()
+  process._begun = now - 50  # seconds of training: half a second may be waited
+  for expected in (0.5, 0.0, 0.0):  # in all, not at each of many runs
+    begin = time.perf_counter()
+    assert process.wait("another") is None
+    assert time.perf_counter() - begin == pytest.approx(expected, abs=0.3)
+  process._process.kill()
+
+
+def test_tensorboard_that_is_not_installed_is_said_before_any_compute(
     make_config, tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch) -> None:
-  monkeypatch.setattr(tracking, "_QUEUE_ROWS", 3)
-  monkeypatch.setattr(tracking, "_CLOSE_SECONDS", 0.1)
-  monkeypatch.setitem(sys.modules, "wandb", fake("init", hang, []))
-  mirror = tracking.Mirror(make_config({"tracking.wandb": "offline"}),
-                           tmp_path, None)
-  begin = time.perf_counter()
-  for step in range(1000):
-    mirror.log({"kind": "train", "step": step})
-  mirror.finish({})
-  assert time.perf_counter() - begin < 2
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  config = make_config({"tracking.tensorboard": True})
+  with pytest.raises(config_lib.ConfigError, match="tracking.tensorboard: "
+                     "needs tensorboardX.*pip install"):
+    train.run(config, tmp_path, on_row=lambda row: pytest.fail("it trained"))
 
 
 @pytest.mark.parametrize("key, netrc, expected", [
@@ -186,16 +249,26 @@ def test_a_full_queue_drops_rows_and_does_not_wait(
     (None, "machine api.wandb.ai login user", "online"),
     (None, "machine example.org login user", "offline")])
 def test_auto_is_online_only_with_a_key(
-    key: str | None, netrc: str | None, expected: str, make_config,
+    key: str | None, netrc: str | None, expected: str,
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-  modes: list[str] = []
-  monkeypatch.setitem(sys.modules, "wandb", fake("none", fail, modes))
   monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
   if key:
     monkeypatch.setenv("WANDB_API_KEY", key)
   if netrc:
     (tmp_path / "netrc").write_text(netrc, encoding="utf-8")
-  mirror = tracking.Mirror(make_config({"tracking.wandb": "auto"}), tmp_path,
-                           None)
-  mirror.finish({})
-  assert modes == [expected]
+  assert wandb_run.mode_of("auto") == expected
+  assert wandb_run.mode_of("disabled") == "disabled"
+
+
+def test_a_full_disk_costs_the_mirror_alone(
+    make_config, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture) -> None:
+  def full(*_: Any, **__: Any) -> None:
+    raise OSError(28, "No space left on device")
+  monkeypatch.setattr(pathlib.Path, "write_text", full)
+  mirror = tracking.Mirror(make_config({"tracking.wandb": "offline"}),
+                           tmp_path, None)
+  mirror.close()
+  mirror.finish()
+  assert "has no mirrors: " in caplog.text and not (
+      tmp_path / columns.NOTE).exists()

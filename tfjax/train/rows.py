@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the rows of a run go: its metrics.jsonl, wandb, whoever listens.
+"""Where the rows of a run go: its metrics.jsonl, and whoever listens.
+
+wandb and TensorBoard are fed from that file (`tfjax.train.tracking`).
 
 Of a row's columns, `seconds` is the time inside training steps so far,
 `device_seconds` all that the run has occupied devices for (lost time too),
@@ -12,8 +14,10 @@ import pathlib
 from typing import Any, Callable
 
 from tfjax import config as config_lib
+from tfjax.cost import budget as budget_lib
 from tfjax.train import records
 from tfjax.train import tracking
+from tfjax.train.mirrors import columns
 
 
 class Rows:
@@ -29,15 +33,28 @@ class Rows:
   def __init__(self, config: config_lib.ExperimentConfig,
                run_dir: pathlib.Path, sweep: str | None,
                on_row: Callable[[dict[str, Any]], None] | None, step: int,
-               kept: list[dict[str, Any]]):
+               kept: list[dict[str, Any]],
+               budget: budget_lib.Budget | None = None):
+    """Opens the files as they are at a step.
+
+    Args:
+      step: the last step that the run has done; later rows are dropped, but
+        those in `kept`.
+      budget: the run's plan, which its mirrors show; None: not known.
+
+    Raises:
+      ConfigError: what a mirror needs is not installed.
+      WriteError: metrics.jsonl cannot be written.
+    """
     self.failure: records.WriteError | None = None
     self._on_row = on_row
     self._file = records.MetricsFile(run_dir / "metrics.jsonl", step, kept)
-    self._mirror = tracking.Mirror(config, run_dir, sweep)
+    self._mirror = tracking.Mirror(
+        config, run_dir, sweep,
+        None if budget is None else columns.plan_of(budget))
 
   def write(self, row: dict[str, Any]) -> None:
     self._try(self._file.write, row)
-    self._mirror.log(row)
     if self._on_row is not None:
       self._on_row(row)
 
@@ -56,11 +73,13 @@ class Rows:
       raise self.failure
 
   def close(self) -> None:
+    """No more rows; the result may follow."""
     self._file.close()
+    self._mirror.close()
 
-  def finish(self, result: dict[str, Any]) -> None:
-    """Hands the run's result to wandb."""
-    self._mirror.finish(result)
+  def finish(self) -> None:
+    """The run's result is written."""
+    self._mirror.finish()
 
   def _try(self, function: Callable[..., None], *args: Any) -> None:
     if self.failure is None:
