@@ -5,10 +5,12 @@
         --num_devices=64 [--region=...] [--mfu=0.4] [--price=2.5] [--run] \
         [--config.key=value ...] [--json=FILE]
     scripts/plan.py --config=experiments/quickstart.py --workdir=W \
-        [--workers=N] [--sweep_arg=name=value ...] [--overrides=FILE.json]
+        [--workers=N] [--sweep=NAME ...] [--sweep_arg=name=value ...] \
+        [--overrides=FILE.json]
 
 Prints parameters, tokens, FLOPs, memory, hours, price, energy, CO2e and the
-learning rate of what get_sweep gives, or of the config alone with --run. With
+learning rate of what get_sweep gives, or of the config alone with --run; of a
+parametrization other than standard also what it does to every role. With
 --hardware hours follow from an MFU, and no data is read. Without, this machine
 is meant: every model is timed for a moment as the sweep would run it. --workdir
 keeps the forecast in its cost.json, beside which a report sets what was spent.
@@ -43,16 +45,16 @@ from rich import console as console_lib
 
 import plan_compiled
 import plan_curve
+import plan_roles
 import plan_show as show
+import sweep_flags
 from tfjax import commandline
 from tfjax import config as config_lib
 from tfjax import sweep
 from tfjax.cost import estimates
-from tfjax.cost import hardware as hardware_lib
 from tfjax.cost import memory as memory_lib
 from tfjax.data import corpora
 from tfjax.sweep import calibrate
-from tfjax.sweep import cells as cells_lib
 from tfjax.sweep import forecast as forecast_lib
 from tfjax.train import ahead
 from tfjax.train import records
@@ -84,12 +86,6 @@ _WORKERS = flags.DEFINE_integer(
     "or on --hardware machines of --num_devices", lower_bound=1)
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "directory of the sweep, for its cost.json")
-_SWEEP_ARG = flags.DEFINE_multi_string(
-    "sweep_arg", [], "name=value, passed to get_sweep(config, name=value); "
-    "value is a Python literal")
-_OVERRIDES = flags.DEFINE_string(
-    "overrides", None, "JSON file with the list of overrides to run, in place "
-    "of get_sweep's")
 _RUN = flags.DEFINE_bool("run", False, "the config alone, not its sweep")
 _TIMING = flags.DEFINE_bool(
     "timing", True, "time every model on this machine; off: hours are unknown")
@@ -149,7 +145,7 @@ def _contradiction() -> str | None:
             "of them")
   compiled = given("topology", "devices")
   others = given("hardware", "num_devices", "mfu", "region", "price", "workers",
-                 "workdir", "sweep_arg", "overrides", "run", "timing")
+                 "workdir", *sweep_flags.NAMES, "run", "timing")
   if compiled and others:
     return (f"{compiled[0]} compiles one step, for which {others[0]} has no "
             "meaning; leave one of them out")
@@ -158,12 +154,8 @@ def _contradiction() -> str | None:
     return f"{alone[0]} is for --topology or --devices"
   if given("hardware", "timing") == ["--hardware", "--timing"]:
     return "--timing is for this machine, and --hardware is another"
-  if given("run") and given("sweep_arg", "overrides"):
-    return ("--run plans no sweep, and "
-            f"{given('sweep_arg', 'overrides')[0]} does")
-  if given("sweep_arg") and given("overrides"):
-    return (f"--sweep_arg={_SWEEP_ARG.value[0]} is for get_sweep, which "
-            "--overrides replaces; give one of them")
+  if given("run") and given(*sweep_flags.NAMES):
+    return f"--run plans no sweep, and {given(*sweep_flags.NAMES)[0]} does"
   for name in ("mfu", "price"):
     value = flags.FLAGS[name].value
     if value is not None and not math.isfinite(value):
@@ -207,21 +199,20 @@ def _compiled(console: console_lib.Console, config: Any) -> dict[str, Any]:
 
 def _forecast(console: console_lib.Console, config: Any) -> dict[str, Any]:
   """Plans, shows and keeps; returns all of it, ready for JSON."""
-  given = commandline.overrides() | _cost_overrides()
-  cells = [{**cell, **given} for cell in _cells(config)]
   resolved = config_lib.resolve(config)
-  elsewhere = _is_elsewhere(resolved.cost)
+  elsewhere = any((_HARDWARE.value, _NUM_DEVICES.value, _MFU.value)
+                  ) or forecast_lib.is_elsewhere(resolved.cost)
   if not elsewhere:
     # As many as a worker may have, to lay out a run's mesh on.
     jax.config.update("jax_num_cpu_devices", max(
         tuning.available_cores(), resolved.mesh.num_devices))
   # Memory first: what cannot fit needs no data and no timing.
-  specs = sweep.plan(config, cells, read_data=False)
+  specs = _specs(config, read_data=False)
   forecast = (forecast_lib.assumed(specs, _NUM_DEVICES.value, _MFU.value,
                                    _WORKERS.value) if elsewhere else
               forecast_lib.here(specs, _WORKERS.value))
   if not elsewhere and forecast.fits is not False:
-    forecast = _timed(console, config, cells)
+    forecast = _timed(console, config)
   batch = _largest_batch(forecast)
   _show(console, forecast, batch)
   found = _ways(forecast)
@@ -234,30 +225,21 @@ def _forecast(console: console_lib.Console, config: Any) -> dict[str, Any]:
       ways_out=[show.way_dict(way) for way in found])
 
 
-def _is_elsewhere(cost: config_lib.CostConfig) -> bool:
-  """Whether another machine is meant than this one."""
-  if any((_HARDWARE.value, _NUM_DEVICES.value, _MFU.value)):
-    return True
-  if cost.hardware is None or tuning.has_accelerator():
-    return False
-  # What the config says of a CPU is said of this one.
-  kinds = hardware_lib.find(cost.hardware, cost.hardware_file).device_kinds
-  return bool(kinds) and "cpu" not in kinds
-
-
-def _cells(config: Any) -> list[dict[str, Any]]:
-  if _OVERRIDES.value is not None:
-    return cells_lib.of_file(pathlib.Path(_OVERRIDES.value))
+def _specs(config: Any, read_data: bool) -> list[sweep.RunSpec]:
+  """Of all sweeps that are meant, or of the config alone."""
+  given = commandline.overrides() | _cost_overrides()
   module = config_lib.module(flags.FLAGS["config"].config_filename)
-  if _RUN.value or not (hasattr(module, "get_sweep") or _SWEEP_ARG.value):
-    return [{}]
-  return cells_lib.of_experiment(module, config, _SWEEP_ARG.value)
+  if _RUN.value or not (hasattr(module, "get_sweep") or
+                        sweep_flags.are_given()):
+    return sweep.plan(config, [given], read_data=read_data)
+  return sweep_flags.together(sweep.plan_all(
+      config, sweep_flags.cells(config, given), read_data=read_data))
 
 
-def _timed(console: console_lib.Console, config: Any,
-           cells: Sequence[dict[str, Any]]) -> forecast_lib.Forecast:
+def _timed(console: console_lib.Console,
+           config: Any) -> forecast_lib.Forecast:
   with console.status("planning; data that is new is tokenised once"):
-    specs = sweep.plan(config, cells)
+    specs = _specs(config, read_data=True)
   if not _TIMING.value:
     return forecast_lib.here(specs, _WORKERS.value)
   with console.status("timing the real step of every model"):
@@ -284,6 +266,7 @@ def _show(console: console_lib.Console, forecast: forecast_lib.Forecast,
   else:
     show.sweep_of_runs(console, forecast)
   plan_curve.schedules(console, forecast.specs)
+  plan_roles.tables(console, forecast.specs)
   show.line(console, show.verdict(forecast))
 
 

@@ -1,150 +1,336 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the sweep of an experiment file.
+"""Runs the sweep of an experiment file, and looks after its directory.
 
-    scripts/sweep.py --config=experiments/quickstart.py \
-        --workdir=runs/quickstart [--config.key=value ...] [--workers=N] \
-        [--sweep_arg=name=value ...] [--overrides=FILE.json] [--dry_run]
+    scripts/sweep.py [run] --config=experiments/quickstart.py \
+        --workdir=runs/quickstart [--config.key=value ...] [--sweep=NAME ...] \
+        [--sweep_arg=name=value ...] [--overrides=FILE.json] [--workers=N] \
+        [--launcher=slurm --launcher_option=partition=gpu ...] \
+        [--dry_run [--timing]]
+    scripts/sweep.py run|status|retry|clean|collect --workdir=runs/quickstart
 
-The runs are get_sweep's of the experiment, or with --overrides those of a
-file: a JSON list with an object of dotted config keys a run, such as
-[{"model.size": "55k", "duration.tokens": 1000000, "seed": 1}, ...]. A value
-given as --config.key=value holds for every run, over the experiment's own;
---config.key=None unsets it. Started again, it skips the runs that are complete,
-resumes those that were interrupted and retries those that failed.
+  run      what is not done, with --config or of what was launched there before.
+           The runs are get_sweep's of the experiment, which may give several
+           sweeps by name, or with --overrides those of a file: a JSON list with
+           an object of dotted config keys a run, such as [{"model.size": "55k",
+           "duration.tokens": 1000000, "seed": 1}, ...]. A value given as
+           --config.key=value holds for every run, over the experiment's own;
+           --config.key=None unsets it. Runs that are complete are skipped,
+           those that were interrupted resumed, those that failed tried again.
+  status   where every run stands.
+  retry    run what failed or was interrupted, and nothing else.
+  clean    remove checkpoints of runs that have ended and what killed processes
+           have left; asks for --yes.
+  collect  one table with a row a run: --out=FILE.parquet or FILE.csv.
 
-Exits with 0 when every run is complete or diverged, 1 when some are not, 2 when
-the config cannot be run, 130 when it was stopped.
+Any number of these may go on in one directory at once. Exits with 0 when every
+run has ended for good (or there was nothing to do), 1 when some have not, 2
+when it cannot be done as asked, 130 when it was stopped.
 """
 
-import collections
+import dataclasses
+import math
 import pathlib
-import shlex
 import sys
 import time
-from typing import Any, Sequence
+from typing import Callable, Mapping, Sequence
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+# pylint: disable=wrong-import-position
 from absl import app
 from absl import flags
 import jax
-import ml_collections
 from ml_collections import config_flags
 from rich import console as console_lib
 
+import sweep_end
+import sweep_flags
 from tfjax import commandline
 from tfjax import config as config_lib
 from tfjax import sweep
 from tfjax.data import corpora
-from tfjax.sweep import cells
+from tfjax.sweep import calibrate
+from tfjax.sweep import cells as cells_lib
+from tfjax.sweep import cleaning
+from tfjax.sweep import collect
+from tfjax.sweep import preview
+from tfjax.sweep import status
 from tfjax.train import records
+from tfjax.train import tuning
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "experiment file; --config.key=value overrides a value")
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "directory of the sweep; each run has its own below it")
 _WORKERS = flags.DEFINE_integer(
-    "workers", None, "worker processes; unset: one a core, or one when there "
-    "is an accelerator", lower_bound=1)
-_SWEEP_ARG = flags.DEFINE_multi_string(
-    "sweep_arg", [], "name=value, passed to get_sweep(config, name=value); "
-    "value is a Python literal")
-_OVERRIDES = flags.DEFINE_string(
-    "overrides", None, "JSON file with the list of overrides to run, in place "
-    "of get_sweep's")
+    "workers", None, "worker processes; 0: none, in this process; unset: one a "
+    "core or accelerator", lower_bound=0)
+_LAUNCHER = flags.DEFINE_enum(
+    "launcher", "local", sorted(sweep.LAUNCHERS),
+    "local: on this machine; slurm: as an array of jobs; print: the commands "
+    "for any other scheduler")
+_LAUNCHER_OPTION = flags.DEFINE_multi_string(
+    "launcher_option", [], "name=value, for the launcher")
 _DRY_RUN = flags.DEFINE_bool(
-    "dry_run", False, "print every run with its size and state, run nothing")
-flags.mark_flags_as_required(["config", "workdir"])
+    "dry_run", False, "show what would be done, and change nothing")
+_TIMING = flags.DEFINE_bool(
+    "timing", False, "--dry_run: train every model for a moment, for the hours")
+_YES = flags.DEFINE_bool("yes", False, "clean: remove it")
+_OUT = flags.DEFINE_multi_string(
+    "out", [], "collect: file to write, .parquet or .csv; unset: runs.parquet "
+    "in the workdir")
+flags.mark_flag_as_required("workdir")
 
 _PIPE_WIDTH = 160  # columns of a table that goes to a file or a pipe
-_OK, _FAILED, _STOPPED = 0, 1, 130
+# Flags that a command has beside --workdir.
+_TAKES = {
+    "run": ("config", "workers", "launcher", "launcher_option", "dry_run",
+            "timing", *sweep_flags.NAMES),
+    "status": ("sweep",),
+    "retry": ("workers", "launcher", "launcher_option", "dry_run", "sweep"),
+    "clean": ("dry_run", "yes"),
+    "collect": ("out", "sweep"),
+}
 
 
 def main(arguments: Sequence[str]) -> int:
-  if len(arguments) > 1:
-    return commandline.refuse(f"unknown argument {arguments[1]!r}")
-  # This process plans; accelerators and their memory are the workers'.
-  jax.config.update("jax_platforms", "cpu")
+  command, *rest = [*arguments[1:], *([] if arguments[1:] else ["run"])]
+  if command not in _TAKES or rest:
+    return commandline.refuse(
+        f"unknown command {' '.join(arguments[1:])!r}; there are: "
+        f"{', '.join(_TAKES)}")
+  if problem := _misplaced(command):
+    return commandline.refuse(problem)
+  if _WORKERS.value != 0:
+    # This process plans; accelerators and their memory are the workers'.
+    jax.config.update("jax_platforms", "cpu")
   console = console_lib.Console()
   if not console.is_terminal:
     console = console_lib.Console(width=_PIPE_WIDTH)
   try:
-    with console.status("planning; data that is new is tokenised once"):
-      specs = _plan()
-    if _DRY_RUN.value:
-      states = {spec.run_id: sweep.ledger.run_state(_WORKDIR.value,
-                                                    spec.run_id)
-                for spec in specs}
-      console.print(sweep.display.plan_table(specs, states))
-      return _OK
-    return _launch(console, specs)
+    _options()  # Before anything is planned.
+    return _COMMANDS[command](console)
   except (config_lib.ConfigError, sweep.PlanError, corpora.DataError,
-          sweep.LaunchError, records.RecordError) as error:
+          sweep.LaunchError, records.RecordError, collect.CollectError,
+          calibrate.CalibrationError,
+          sweep.ledger.LaunchBusyError, OSError) as error:
     return commandline.refuse(error)
   except KeyboardInterrupt:  # before the launch, which handles its own
-    return _STOPPED
+    return sweep_end.STOPPED
 
 
-def _plan() -> list[sweep.RunSpec]:
-  config = _CONFIG.value
-  given = commandline.overrides()
+def _misplaced(command: str) -> str | None:
+  """Why a flag that was given has no meaning here."""
+  every = dict.fromkeys(name for names in _TAKES.values() for name in names)
+  for name in every:
+    if flags.FLAGS[name].present and name not in _TAKES[command]:
+      return (f"--{name} is not for {command}, but for " + ", ".join(
+          one for one, names in _TAKES.items() if name in names))
+  if _TIMING.value and not _DRY_RUN.value:
+    return "--timing is for --dry_run; give both"
+  if _CONFIG.value is None:
+    for name in ("sweep_arg", "overrides"):
+      if flags.FLAGS[name].present:
+        return f"--{name} is for the experiment of --config; give that, too"
+  return None
+
+
+# --- Commands ----------------------------------------------------------------
+
+
+def _run(console: console_lib.Console) -> int:
+  if _CONFIG.value is None:
+    specs = _planned_before()
+    if _DRY_RUN.value:
+      _lay_out([dataclasses.asdict(spec.config.mesh) for spec in specs])
+      return _preview(console, {cells_lib.ONLY: specs})
+    undone = [spec.run_id for spec in specs if _state(spec).status
+              not in records.FINISHED]
+    sweep.ledger.ask(_WORKDIR.value, undone)
+    return _launch(console, specs, _name_of(specs), planned=True)
+  config, given = _CONFIG.value, commandline.overrides()
   config_lib.override(config, given)
-  return sweep.plan(config, [{**cell, **given} for cell in _cells(config)])
-
-
-def _cells(config: ml_collections.ConfigDict) -> list[dict[str, Any]]:
-  """What is to be run: the experiment's own sweep, or --overrides."""
-  if _OVERRIDES.value is None:
-    path = flags.FLAGS["config"].config_filename
-    return cells.of_experiment(
-        config_lib.module(path), config, _SWEEP_ARG.value)
-  if _SWEEP_ARG.value:
+  cells = sweep_flags.cells(config, given)
+  if _DRY_RUN.value:
+    _lay_out([{axis: cell.get(f"mesh.{axis}", config.mesh[axis])
+               for axis in config.mesh}
+              for found in cells.values() for cell in found])
+  with console.status("planning; data that is new is tokenised once"):
+    planned = sweep.plan_all(config, cells)
+  if _DRY_RUN.value:
+    return _preview(console, planned)
+  if len(planned) == 1:
+    (name, specs), = planned.items()
+    return _launch(console, specs, name or None)
+  # The directory's own name stands for all of its sweeps.
+  whole = pathlib.Path(_WORKDIR.value).absolute().name
+  if whole in planned:
     raise sweep.PlanError(
-        [f"--sweep_arg={_SWEEP_ARG.value[0]} is for get_sweep, which "
-         "--overrides replaces; give one of them"], 0)
-  return cells.of_file(pathlib.Path(_OVERRIDES.value))
+        [f"the sweep {whole!r} has the name of the directory, which stands "
+         "for all of its sweeps; rename one of the two"], 0)
+  pathlib.Path(_WORKDIR.value).mkdir(parents=True, exist_ok=True)
+  for name, specs in planned.items():
+    sweep.ledger.write_plan(_WORKDIR.value, name, specs)
+  return _launch(console, sweep_flags.together(planned), whole)
 
 
-def _launch(console: console_lib.Console,
-            specs: Sequence[sweep.RunSpec]) -> int:
+def _status(console: console_lib.Console) -> int:
+  runs = status.show(console, _WORKDIR.value, _chosen())
+  return (sweep_end.OK if all(map(status.is_done, runs))
+          else sweep_end.FAILED)
+
+
+def _retry(console: console_lib.Console) -> int:
+  specs = [spec for spec in _planned_before()
+           if _state(spec).status in ("failed", "interrupted")]
+  if not specs:
+    console.print("nothing has failed or was interrupted")
+    return sweep_end.OK
+  if _DRY_RUN.value:
+    for spec in specs:
+      state = _state(spec)
+      console.print(
+          f"{state.status}: {spec.run_id} at step {state.step or 0:,} of "
+          f"{spec.budget.steps:,}: {sweep_end.reason(state)}", markup=False,
+          highlight=False, soft_wrap=True)
+    return sweep_end.OK
+  sweep.ledger.ask(_WORKDIR.value, [spec.run_id for spec in specs])
+  return _launch(console, specs, _name_of(specs), planned=True)
+
+
+def _clean(console: console_lib.Console) -> int:
+  found = cleaning.find(_WORKDIR.value)
+  for one in found:
+    console.print(f"{one.num_bytes:>15,} B  {one.path}  ({one.what})",
+                  markup=False, highlight=False, soft_wrap=True)
+  total = sum(one.num_bytes for one in found)
+  if not found:
+    console.print("there is nothing to remove")
+  elif _DRY_RUN.value:
+    console.print(f"{total:>15,} B in all; nothing was removed")
+  elif not _YES.value:
+    return commandline.refuse(
+        f"{total:,} B would be removed, and with checkpoints the weights of "
+        "their runs; --yes removes them, --dry_run only looks")
+  else:
+    gone = cleaning.remove(found)
+    console.print(f"{sum(one.num_bytes for one in gone):>15,} B removed")
+    for one in found:
+      if one not in gone:
+        console.print(f"left, as somebody is at it: {one.path}",
+                      markup=False, soft_wrap=True)
+  return sweep_end.OK
+
+
+def _collect(console: console_lib.Console) -> int:
+  paths = _OUT.value or [str(pathlib.Path(_WORKDIR.value) / "runs.parquet")]
+  for path in paths:
+    collect.check_ending(path)
+  frame = collect.table(_WORKDIR.value, _chosen())
+  for path in paths:
+    collect.write(frame, path)
+    console.print(f"{frame.num_rows} runs, {frame.num_columns} columns: "
+                  f"{path}", markup=False, highlight=False, soft_wrap=True)
+  return sweep_end.OK
+
+
+_COMMANDS: dict[str, Callable[[console_lib.Console], int]] = {
+    "run": _run, "status": _status, "retry": _retry, "clean": _clean,
+    "collect": _collect}
+
+
+# --- Details -----------------------------------------------------------------
+
+
+def _chosen() -> list[str] | None:
+  """The planned runs of the sweeps that --sweep names; None: of all."""
+  if not sweep_flags.SWEEP.value:
+    return None
+  plan = sweep.ledger.read_plan(_WORKDIR.value)
+  for name in sweep_flags.SWEEP.value:
+    if name not in plan["sweeps"]:
+      raise sweep.LaunchError(cells_lib.no_such_sweep(name, plan["sweeps"]))
+  return list(dict.fromkeys(
+      run_id for name in sweep_flags.SWEEP.value
+      for run_id in plan["sweeps"][name]))
+
+
+def _planned_before() -> list[sweep.RunSpec]:
+  """The runs that were launched in the workdir, or those of --sweep."""
+  chosen = _chosen()
+  return [spec for spec in sweep.ledger.read_specs(_WORKDIR.value)
+          if chosen is None or spec.run_id in chosen]
+
+
+def _name_of(specs: Sequence[sweep.RunSpec]) -> str:
+  """The smallest planned sweep that has all of these runs."""
+  plan, wanted = (sweep.ledger.read_plan(_WORKDIR.value),
+                  {spec.run_id for spec in specs})
+  found = [name for name, run_ids in plan["sweeps"].items()
+           if wanted <= set(run_ids)]
+  if not found:
+    raise sweep.LaunchError(
+        "the runs are of several sweeps, none of which has them all; choose "
+        f"one with --sweep: {', '.join(plan['sweeps'])}")
+  return min(found, key=lambda name: len(plan["sweeps"][name]))
+
+
+def _state(spec: sweep.RunSpec) -> sweep.ledger.RunState:
+  return sweep.ledger.run_state(_WORKDIR.value, spec.run_id)
+
+
+def _lay_out(meshes: Sequence[Mapping[str, int | None]]) -> None:
+  """As many devices as a run may have on a CPU, before JAX begins."""
+  if not tuning.has_accelerator():
+    jax.config.update("jax_num_cpu_devices", max(
+        tuning.available_cores(),
+        *(math.prod(size or 1 for size in mesh.values()) for mesh in meshes)))
+
+
+def _preview(console: console_lib.Console,
+             planned: dict[str, list[sweep.RunSpec]]) -> int:
+  if len(planned) > 1:
+    for name, specs in planned.items():
+      console.print(f"sweep {name}: {len(specs)} runs", highlight=False)
+  specs, calibration = sweep_flags.together(planned), None
+  if _TIMING.value:
+    with console.status("timing the real step of every model"):
+      calibration = calibrate.measure(specs, _WORKERS.value or None)
+  found = preview.look(specs, _WORKDIR.value, _WORKERS.value, calibration)
+  preview.show(console, found)
+  return sweep_end.OK
+
+
+def _options() -> dict[str, str]:
+  """Those of --launcher_option by name."""
+  options = {}
+  for given in _LAUNCHER_OPTION.value:
+    name, equals, value = given.partition("=")
+    if not (name and equals):
+      raise sweep.LaunchError(
+          f"--launcher_option={given}: not of the form name=value")
+    if name in options:
+      raise sweep.LaunchError(f"--launcher_option={name} is given twice")
+    options[name] = value
+  return options
+
+
+def _launch(console: console_lib.Console, specs: Sequence[sweep.RunSpec],
+            name: str | None, planned: bool = False) -> int:
   begun = time.monotonic()
   stopped = False
   observer = sweep.display.make(console, specs, _WORKDIR.value)
   try:
-    outcomes = sweep.launch(specs, _WORKDIR.value, workers=_WORKERS.value,
-                            observer=observer)
+    outcomes = sweep.launch(
+        specs, _WORKDIR.value, launcher=_LAUNCHER.value, sweep=name,
+        workers=_WORKERS.value, options=_options(), observer=observer,
+        planned=planned)
   except sweep.Interrupted as error:
     outcomes, stopped = error.outcomes, True
-  console.print(_summary(outcomes, time.monotonic() - begun), markup=False,
-                highlight=False, soft_wrap=True)
-  undone = [one for one in outcomes
-            if one.state.status not in records.FINISHED]
-  for one in [] if stopped else undone:
-    reason = one.state.reason or (
-        "another process is at it" if one.state.status == "running" else
-        "no reason is known")
-    print(f"{one.state.status}: {one.spec.run_id}: {reason.splitlines()[0]}\n"
-          f"  log: {pathlib.Path(_WORKDIR.value) / one.spec.run_id}/"
-          f"{sweep.ledger.LOG}", file=sys.stderr)
-  if undone:
-    print(f"{'stopped; ' if stopped else ''}to run what is not done: "
-          f"{shlex.join([sys.executable, *sys.argv])}", file=sys.stderr)
-  return _STOPPED if stopped else _FAILED if undone else _OK
-
-
-def _summary(outcomes: Sequence[sweep.Outcome], seconds: float) -> str:
-  """One line: runs by how they ended, wall time, tokens and FLOPs trained."""
-  tally = collections.Counter(
-      "skipped (done before)"
-      if one.skipped and one.state.status in records.FINISHED
-      else one.state.status for one in outcomes)
-  done = [one.spec.budget for one in outcomes
-          if one.state.status == "complete" and not one.skipped]
-  si = sweep.display.si
-  runs = ", ".join(f"{count} {name}" for name, count in tally.items())
-  return (f"{len(outcomes)} runs: {runs}; {sweep.display.clock(seconds)}; "
-          f"{si(sum(one.tokens for one in done))} tokens, "
-          f"{si(sum(one.flops_total for one in done))} FLOPs in completed runs")
+  if _LAUNCHER.value == "print":
+    return sweep_end.OK  # nothing was to be run here
+  return sweep_end.say(console, outcomes, time.monotonic() - begun,
+                       _WORKDIR.value, stopped)
 
 
 if __name__ == "__main__":

@@ -1,39 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lists of overrides, and the specs that are made of them."""
+"""The specs that are made of cells, of one sweep and of several."""
 
 import pathlib
+import time
 from typing import Any
 
 import ml_collections
+import numpy as np
 import pytest
 
 from tfjax import config as config_lib
 from tfjax import sweep
-
-
-def test_product_varies_the_last_fastest() -> None:
-  cells = sweep.product(sweep.axis("a", [1, 2]), sweep.axis("b", "xy"))
-  assert cells == [{"a": 1, "b": "x"}, {"a": 1, "b": "y"},
-                   {"a": 2, "b": "x"}, {"a": 2, "b": "y"}]
-
-
-def test_zip_pairs_and_refuses_different_lengths() -> None:
-  assert sweep.zip_(sweep.axis("a", [1, 2]), sweep.axis("b", [3, 4])) == [
-      {"a": 1, "b": 3}, {"a": 2, "b": 4}]
-  with pytest.raises(ValueError, match=r"\[2, 1\]"):
-    sweep.zip_(sweep.axis("a", [1, 2]), sweep.axis("b", [3]))
-
-
-def test_chain_appends_copies() -> None:
-  one = sweep.axis("a", [1])
-  cells = sweep.chain(one, sweep.axis("b", [2]))
-  cells[0]["c"] = 3
-  assert cells == [{"a": 1, "c": 3}, {"b": 2}] and one == [{"a": 1}]
-
-
-def test_combining_one_key_twice_is_refused() -> None:
-  with pytest.raises(ValueError, match="both set a"):
-    sweep.product(sweep.axis("a", [1]), sweep.axis("a", [2]))
+from tfjax.train import records
 
 
 def test_specs_carry_config_and_budget_in_order(
@@ -137,3 +115,67 @@ def test_a_frozen_config_stays_what_it_is(
   spec, = sweep.plan(config_lib.resolve(base), [{"seed": 1}])
   config_lib.override(base, {"seed": 1})
   assert spec.config == config_lib.resolve(base)
+
+
+# --- Several sweeps ----------------------------------------------------------
+
+
+def test_the_same_cell_in_two_sweeps_is_one_run(
+    base: ml_collections.ConfigDict) -> None:
+  planned = sweep.plan_all(base, {
+      "seeds": sweep.axis("seed", [0, 1]),
+      "rates": sweep.axis("optimizer.learning_rate", [1e-3, 2e-3])})
+  assert list(planned) == ["seeds", "rates"]
+  assert [len(specs) for specs in planned.values()] == [2, 2]
+  assert planned["rates"][0] is planned["seeds"][0]  # 1e-3 is the default
+  assert len({spec.run_id for specs in planned.values()
+              for spec in specs}) == 3
+
+
+def test_sweeps_whose_common_run_differs_in_no_result_are_refused(
+    base: ml_collections.ConfigDict) -> None:
+  with pytest.raises(sweep.PlanError) as caught:
+    sweep.plan_all(base, {"a": [{}], "b": [{"train.log_every_steps": 3}],
+                          "c": [{"seed": 2}]})
+  (problem,) = caught.value.problems
+  assert problem.startswith("b: cell 1 (train.log_every_steps=3): differs from "
+                            "a: cell 1 (no overrides) only in")
+
+
+def test_an_empty_sweep_among_others_is_named(
+    base: ml_collections.ConfigDict) -> None:
+  with pytest.raises(sweep.PlanError, match="the sweep b is empty"):
+    sweep.plan_all(base, {"a": [{}], "b": []})
+
+
+def test_runs_of_one_trunk_have_the_shortest_ones_warmup(
+    base: ml_collections.ConfigDict) -> None:
+  config_lib.override(base, {
+      "optimizer.schedule": "wsd", "sweep.share_trunk": True,
+      "optimizer.warmup_fraction": 0.2})
+  specs = sweep.plan(base, [
+      *sweep.axis("duration.steps", [20, 10, 40]),
+      # What the second comes to: one run.
+      {"duration.steps": 10, "optimizer.warmup_steps": 2}])
+  assert [spec.config.optimizer.warmup_steps for spec in specs] == [2, 2, 2]
+  assert [spec.run_id for spec in specs] == [
+      records.run_id(spec.config) for spec in specs]
+  base.optimizer.schedule = "cosine"
+  with pytest.raises(config_lib.ConfigError, match="optimizer.schedule"):
+    sweep.plan(base, sweep.axis("duration.steps", [20, 10]))
+
+
+def test_numbers_of_numpy_are_the_configs(
+    base: ml_collections.ConfigDict) -> None:
+  (spec,) = sweep.plan(base, [{"seed": np.int64(4)}])
+  assert spec.config.seed == 4 and type(spec.overrides["seed"]) is int
+
+
+def test_two_hundred_cells_are_planned_within_seconds(
+    base: ml_collections.ConfigDict) -> None:
+  cells = sweep.product(
+      sweep.axis("model.size", ["3k", "6k"]), sweep.axis("seed", range(100)))
+  sweep.plan(base, cells[::100])  # builds the store
+  begun = time.process_time()
+  assert len(sweep.plan(base, cells)) == 200
+  assert time.process_time() - begun < 4  # 0.5 s where this was written

@@ -25,7 +25,7 @@ from tfjax.sweep import timing as timing_lib
 from tfjax.sweep.launch import launch
 from tfjax.sweep.launch import Observer
 from tfjax.sweep.launch import Outcome
-from tfjax.sweep.plan import RunSpec
+from tfjax.sweep.specs import RunSpec
 from tfjax.train import optimizers
 from tfjax.train import tuning
 

@@ -5,35 +5,74 @@ What runs they make is in `tfjax.sweep.plan`.
 """
 
 import ast
+from collections.abc import Collection
 import copy
+import difflib
 import inspect
 import json
 import pathlib
+import re
 import types
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 import ml_collections
 
-from tfjax.sweep.plan import Overrides
+from tfjax.sweep.algebra import Overrides
 from tfjax.sweep.plan import PlanError
 
+ONLY = ""  # the name of a sweep that has none
 
-def of_experiment(module: types.ModuleType, config: ml_collections.ConfigDict,
-                  arguments: Sequence[str] = ()) -> list[Overrides]:
-  """What the get_sweep of an experiment's module gives.
+
+def of_experiment(
+    module: types.ModuleType, config: ml_collections.ConfigDict,
+    arguments: Sequence[str] = (), names: Sequence[str] = (),
+) -> dict[str, list[Overrides]]:
+  """What the get_sweep of an experiment's module gives: sweeps by name.
+
+  It gives one sweep, a list of cells, which has the name `ONLY` here; or
+  several, a dictionary of such lists.
 
   Args:
     arguments: name=value for it, the value a Python literal.
+    names: of the sweeps that are wanted; empty: all.
 
   Raises:
-    PlanError: there is no get_sweep, or it takes no such argument.
+    PlanError: there is no get_sweep, it takes no such argument, gives no such
+      sweep, or something else than cells.
+    ConfigError: a value in a cell is not of its key's type.
   """
   if not hasattr(module, "get_sweep"):
     raise PlanError(
         [f"{module.__name__} does not define get_sweep(config), the list of "
          "overrides to run; define it, or give --overrides=FILE.json"], 0)
-  return module.get_sweep(copy.deepcopy(config),
+  made = module.get_sweep(copy.deepcopy(config),
                           **_arguments(module.get_sweep, arguments))
+  if not isinstance(made, Mapping):
+    if names:
+      raise PlanError(
+          [f"--sweep={names[0]}: get_sweep of {module.__name__} gives one "
+           "sweep, without a name; leave it out, or return a dictionary of "
+           "sweeps by name"], 0)
+    return {ONLY: _checked("get_sweep", made)}
+  for name in made:
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.+-]+", name):
+      raise PlanError([f"get_sweep: {name!r} is not a name for a sweep; take "
+                       "letters, digits and . _ + -"], 0)
+  sweeps = {name: _checked(f"get_sweep: sweep {name!r}", cells)
+            for name, cells in made.items()}
+  for name in names:
+    if name not in sweeps:
+      raise PlanError([no_such_sweep(name, sweeps)], 0)
+  return {name: cells for name, cells in sweeps.items()
+          if not names or name in names}
+
+
+def no_such_sweep(name: str, known: Collection[str]) -> str:
+  """What to say of a name that no sweep has."""
+  close = difflib.get_close_matches(name, known, n=1)
+  hint = f"did you mean {close[0]!r}? " if close else ""
+  return (f"--sweep={name}: there is no such sweep; {hint}there are: "
+          f"{', '.join(known)}")
 
 
 def of_file(path: pathlib.Path) -> list[Overrides]:
@@ -53,6 +92,15 @@ def of_file(path: pathlib.Path) -> list[Overrides]:
         [f"--overrides={path} must hold a list with an object of dotted config "
          'keys a run, such as [{"model.size": "55k"}]'], 0)
   return cells
+
+
+def _checked(what: str, cells: Any) -> list[Overrides]:
+  """A list of cells, whatever somebody has returned."""
+  if isinstance(cells, str) or not isinstance(cells, Sequence) or not all(
+      isinstance(cell, Mapping) for cell in cells):
+    raise PlanError([f"{what} must be a list of overrides, such as "
+                     f"sweep.axis makes, not {cells!r:.60}"], 0)
+  return [dict(cell) for cell in cells]
 
 
 def _arguments(get_sweep: Callable[..., Any],

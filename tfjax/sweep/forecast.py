@@ -7,6 +7,7 @@ what was spent beside what was predicted. One run's cost is worked out in
 """
 
 import dataclasses
+import json
 import math
 import os
 import pathlib
@@ -19,8 +20,10 @@ from tfjax.cost import cores as cores_lib
 from tfjax.cost import estimates
 from tfjax.cost import footprint as footprint_lib
 from tfjax.cost import hardware as hardware_lib
+from tfjax.sweep import branch
 from tfjax.sweep import calibrate
-from tfjax.sweep.plan import RunSpec
+from tfjax.sweep import pace as pace_lib
+from tfjax.sweep.specs import RunSpec
 from tfjax.train import records
 from tfjax.train import sharding
 from tfjax.train import tuning
@@ -32,6 +35,10 @@ _AMOUNTS = ("price_usd", "energy_kwh", "co2e_kg")
 @dataclasses.dataclass(frozen=True)
 class Forecast:
   """Every run of a sweep with its estimate, in the plan's order.
+
+  A run that branches off another one's trunk (`tfjax.sweep.branch`) has the
+  estimate of its own part, so that sums count nothing twice; its spec has the
+  budget of its whole way.
 
   Attributes:
     workers: runs that go on at the same time.
@@ -92,8 +99,8 @@ def assumed(specs: Sequence[RunSpec], num_devices: int | None,
     ConfigError: as `tfjax.cost.estimate` does.
   """
   found = tuple(estimates.estimate(
-      spec.config, num_devices=num_devices, mfu=mfu, budget=spec.budget)
-                for spec in specs)
+      own.config, num_devices=num_devices, mfu=mfu, budget=own.budget)
+                for own in branch.own_parts(specs))
   workers = min(workers or 1, len(specs))
   seconds = [one.seconds for one in found]
   return Forecast(tuple(specs), found, workers, makespan(seconds, workers),
@@ -108,19 +115,54 @@ def here(specs: Sequence[RunSpec], workers: int | None,
     workers: as for `tfjax.sweep.launch`.
     calibration: None: hours are not known.
   """
-  count = calibrate.num_workers(specs, workers)
   if calibration is None:
-    seconds, total, basis = [None] * len(specs), None, "unknown: not timed"
-  else:
-    seconds, total = calibrate.pack(specs, calibration)
-    basis = _basis(specs, calibration)
-  found = []
-  for spec, one in zip(specs, seconds):
-    machine, config = _machine_here(spec.config, count, calibration)
-    found.append(estimates.estimate(
-        config, seconds=one, seconds_source=basis, budget=spec.budget,
-        machine=machine))
-  return Forecast(tuple(specs), tuple(found), count, total, basis)
+    return _here(specs, workers, [None] * len(specs), "unknown: not timed")
+  seconds, total = calibrate.pack(branch.own_parts(specs), calibration)
+  return dataclasses.replace(
+      _here(specs, workers, seconds, _basis(specs, calibration), calibration),
+      seconds=total)
+
+
+def at_once(specs: Sequence[RunSpec], workers: int | None,
+            workdir: str | os.PathLike[str]) -> Forecast:
+  """What is known without any timing, by the best of what there is.
+
+  Where config.cost.hardware names another machine, as `assumed` has it. On
+  this one hours are by the pace of the runs in `workdir`; else as `FILE` there
+  has them of every run; else from the measured peak and an assumed MFU.
+
+  Raises:
+    ConfigError: as `tfjax.cost.estimate` does.
+    RecordError: a result in `workdir` is damaged.
+  """
+  if is_elsewhere(specs[0].config.cost):
+    return assumed(specs, None, None, workers)
+  if known := pace_lib.of(workdir):
+    return _here(specs, workers, [
+        known.seconds(own) for own in branch.own_parts(specs)], known.basis)
+  kept = read(workdir)
+  if kept and all(kept.get(spec.run_id) is not None for spec in specs):
+    return _here(specs, workers, [kept[spec.run_id] for spec in specs],
+                 f"as scripts/plan.py has them in {FILE}")
+  return _here(specs, workers, [None] * len(specs), "", assume=True)
+
+
+def is_elsewhere(cost: config_lib.CostConfig) -> bool:
+  """Whether the config's hardware is another machine than this one."""
+  if cost.hardware is None or tuning.has_accelerator():
+    return False
+  # What the config says of a CPU is said of this one.
+  kinds = hardware_lib.find(cost.hardware, cost.hardware_file).device_kinds
+  return bool(kinds) and "cpu" not in kinds
+
+
+def read(workdir: str | os.PathLike[str]) -> dict[str, float | None]:
+  """Seconds by run id that `Forecast.write` has kept; empty: it has not."""
+  try:
+    kept = json.loads((pathlib.Path(workdir) / FILE).read_text("utf-8"))
+    return {row["run_id"]: row["seconds"] for row in kept["runs"]}
+  except (OSError, ValueError, KeyError, TypeError):
+    return {}  # A forecast that cannot be read is none.
 
 
 def makespan(seconds: Sequence[float | None], workers: int) -> float | None:
@@ -145,6 +187,23 @@ def _worker_cores(workers: int) -> int:
 
 
 # --- Details -----------------------------------------------------------------
+
+
+def _here(specs: Sequence[RunSpec], workers: int | None,
+          seconds: Sequence[float | None], basis: str,
+          calibration: calibrate.Calibration | None = None,
+          assume: bool = False) -> Forecast:
+  """Of these seconds; with `assume`, of those that an MFU gives."""
+  count = calibrate.num_workers(specs, workers)
+  found = []
+  for own, one in zip(branch.own_parts(specs), seconds):
+    machine, config = _machine_here(own.config, count, calibration)
+    found.append(estimates.estimate(
+        config, seconds=one, seconds_source=basis, budget=own.budget,
+        machine=dataclasses.replace(machine, is_assumed=assume)))
+  seconds = [one.seconds for one in found]
+  return Forecast(tuple(specs), tuple(found), count, makespan(seconds, count),
+                  found[0].seconds_source if assume else basis)
 
 
 def _machine_here(

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which runs a sweep has: lists of overrides, and the specs made of them.
+"""Which runs a sweep has: the specs that its cells make.
 
-An override is a dictionary of dotted config keys; a sweep is a list of them.
-`axis`, `product`, `zip_` and `chain` make such lists. `plan` resolves every
-cell and works out its budget before anything runs. What has been done of a
-plan is the ledger's to know.
+A cell is a dictionary of dotted config keys (`tfjax.sweep.algebra`). `plan`
+resolves every cell and works out its budget before anything runs. What has
+been done of a plan is the ledger's to know.
 """
 
 import dataclasses
@@ -20,9 +19,11 @@ from tfjax.cost import hardware
 from tfjax.data import batches as batches_lib
 from tfjax.data import store as store_lib
 from tfjax.data import vocabulary
+from tfjax.sweep import algebra
+from tfjax.sweep import branch
+from tfjax.sweep.specs import flat
+from tfjax.sweep.specs import RunSpec
 from tfjax.train import records
-
-Overrides = dict[str, Any]
 
 # Fields that name what other fields determine: two cells that differ only
 # here are the same run, said in two ways.
@@ -32,16 +33,6 @@ _DERIVED = [f"model.{entry.name}"
             for entry in dataclasses.fields(config_lib.ModelConfig)
             if entry.default is None and entry.name != "size"]
 _DERIVED.append("objective.name")
-
-
-@dataclasses.dataclass(frozen=True)
-class RunSpec:
-  """One run of a sweep: who it is, what it trains, what that amounts to."""
-
-  run_id: str
-  config: config_lib.ExperimentConfig
-  overrides: Mapping[str, Any]
-  budget: budget_lib.Budget
 
 
 class PlanError(ValueError):
@@ -54,32 +45,6 @@ class PlanError(ValueError):
     self.problems = tuple(problems)
 
 
-def axis(key: str, values: Sequence[Any]) -> list[Overrides]:
-  """One override a value: axis("seed", [0, 1])."""
-  return [{key: value} for value in values]
-
-
-def product(*sweeps: Sequence[Overrides]) -> list[Overrides]:
-  """Every combination, the last sweep varying fastest."""
-  result = [{}]
-  for sweep in sweeps:
-    result = [_merged(left, right) for left in result for right in sweep]
-  return result
-
-
-def zip_(*sweeps: Sequence[Overrides]) -> list[Overrides]:
-  """The first of each together, the second of each, and so on."""
-  lengths = [len(sweep) for sweep in sweeps]
-  if len(set(lengths)) > 1:
-    raise ValueError(f"zip_ needs sweeps of one length, not {lengths}")
-  return [functools.reduce(_merged, cells, {}) for cells in zip(*sweeps)]
-
-
-def chain(*sweeps: Sequence[Overrides]) -> list[Overrides]:
-  """One sweep after the other."""
-  return [dict(cell) for sweep in sweeps for cell in sweep]
-
-
 def plan(
     base_config: ml_collections.ConfigDict | config_lib.ExperimentConfig,
     overrides: Sequence[Mapping[str, Any]],
@@ -90,7 +55,8 @@ def plan(
 
   Cells that come to the same run are one spec; the order is that of the cells.
   Of a frozen `base_config`, values that follow from others (the shape from
-  model.size, d_ff at its default from d_model) follow the overrides too.
+  model.size, d_ff at its default from d_model) follow the overrides too. Runs
+  that share a trunk have one warmup, that of the shortest of them.
 
   Args:
     read_data: False: no store is built or opened but for cells whose size
@@ -98,44 +64,84 @@ def plan(
 
   Raises:
     PlanError: some cells cannot be run; it names each and says why.
+    ConfigError: runs that are to share a trunk cannot.
   """
-  if not overrides:
-    raise PlanError(["the sweep is empty"], 0)
+  return plan_all(base_config, {"": overrides}, read_data=read_data)[""]
+
+
+def plan_all(
+    base_config: ml_collections.ConfigDict | config_lib.ExperimentConfig,
+    sweeps: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    read_data: bool = True,
+) -> dict[str, list[RunSpec]]:
+  """Plans several sweeps by name, of whose cells all can be run or none is.
+
+  A run that is in two of them is one run, with the overrides of the first.
+
+  Args:
+    read_data: as for `plan`.
+
+  Raises:
+    PlanError: as `plan` does; also where cells of two sweeps would be one run
+      that differs in what does not affect its result.
+    ConfigError: as `plan` does.
+  """
   base = base_config
   if isinstance(base, config_lib.ExperimentConfig):
     base = _unresolved(base)
-  cells = [_label(number, cell) for number, cell in enumerate(overrides, 1)]
-  problems = []
-  configs = []
-  for label, cell in zip(cells, overrides):
-    try:
-      configs.append(_resolved(base, cell))
-    except config_lib.ConfigError as error:
-      problems.append(f"{label}: {error}")
+  num_cells = sum(map(len, sweeps.values()))
+  problems = [f"the sweep {name or 'of the experiment'} is empty"
+              for name, cells in sweeps.items() if not cells]
+  if problems or not sweeps:
+    raise PlanError(problems or ["there is no sweep"], 0)
+  resolved = {
+      name: [_resolved(base, cell, _label(name, number, cell), problems)
+             for number, cell in enumerate(cells, 1)]
+      for name, cells in sweeps.items()}
   if problems:  # before a store is built, which can take long
-    raise PlanError(problems, len(cells))
-
-  specs: dict[str, RunSpec] = {}
-  first: dict[str, str] = {}
-  for label, cell, config in zip(cells, overrides, configs):
-    digest = config_lib.config_hash(config)
-    if digest in specs:
-      difference = _difference(specs[digest].config, config)
-      if difference:
-        problems.append(
-            f"{label}: differs from {first[digest]} only in "
-            f"{', '.join(difference)}, which does not affect the result, so "
-            "that both would be the same run; sweep it as two workdirs")
-      continue
-    try:
-      budget = _budget(config, read_data)
-    except config_lib.ConfigError as error:
-      problems.append(f"{label}: {error}")
-      continue
-    specs[digest] = RunSpec(records.run_id(config), config, dict(cell), budget)
-    first[digest] = label
+    raise PlanError(problems, num_cells)
+  known: dict[str, tuple[str, RunSpec]] = {}
+  planned = {name: _distinct(found, known, read_data, problems)
+             for name, found in resolved.items()}
   if problems:
-    raise PlanError(problems, len(cells))
+    raise PlanError(problems, num_cells)
+  # Of one that was aligned to another's warmup.
+  return {name: list({spec.run_id: spec for spec in branch.align(specs)}
+                     .values()) for name, specs in planned.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cell:
+  """A cell that can be resolved; `label` is what people know it by."""
+
+  label: str
+  overrides: algebra.Overrides
+  config: config_lib.ExperimentConfig
+
+
+def _distinct(cells: Sequence[_Cell], known: dict[str, tuple[str, RunSpec]],
+              read_data: bool, problems: list[str]) -> list[RunSpec]:
+  """The specs of a sweep's cells, each once; adds to `known` and `problems`."""
+  specs: dict[str, RunSpec] = {}
+  for cell in cells:
+    digest = config_lib.config_hash(cell.config)
+    if digest not in known:
+      try:
+        budget = _budget(cell.config, read_data)
+      except config_lib.ConfigError as error:
+        problems.append(f"{cell.label}: {error}")
+        continue
+      known[digest] = (cell.label, RunSpec(
+          records.run_id(cell.config), cell.config, cell.overrides, budget))
+    first, spec = known[digest]
+    if spec.config is not cell.config and (
+        difference := _difference(spec.config, cell.config)):
+      problems.append(
+          f"{cell.label}: differs from {first} only in "
+          f"{', '.join(difference)}, which does not affect the result, so "
+          "that both would be the same run; sweep it as two workdirs")
+    specs[digest] = spec
   return list(specs.values())
 
 
@@ -150,26 +156,26 @@ def _budget(config: config_lib.ExperimentConfig,
       budget_lib.with_vocabulary(config, vocabulary.size(config)), windows)
 
 
-def _merged(left: Overrides, right: Overrides) -> Overrides:
-  clash = sorted(set(left) & set(right))
-  if clash:
-    raise ValueError(f"two sweeps that are combined both set {clash[0]}")
-  return {**left, **right}
-
-
-def _label(number: int, cell: Mapping[str, Any]) -> str:
+def _label(sweep: str, number: int, cell: Mapping[str, Any]) -> str:
   values = ", ".join(f"{key}={value}" for key, value in cell.items())
-  return f"cell {number} ({values or 'no overrides'})"
+  return (f"{f'{sweep}: ' if sweep else ''}cell {number} "
+          f"({values or 'no overrides'})")
 
 
-def _resolved(base: ml_collections.ConfigDict,
-              cell: Mapping[str, Any]) -> config_lib.ExperimentConfig:
+def _resolved(base: ml_collections.ConfigDict, cell: Mapping[str, Any],
+              label: str, problems: list[str]) -> _Cell | None:
+  """The cell and its config; None where `problems` has got one more."""
   config = base.copy_and_resolve_references()
-  config_lib.override(config, cell)
-  resolved = config_lib.resolve(config)
-  footprint.check(resolved.cost)
-  hardware.check(resolved.cost)
-  return resolved
+  try:
+    overrides = algebra.checked(cell)
+    config_lib.override(config, overrides)
+    resolved = config_lib.resolve(config)
+    footprint.check(resolved.cost)
+    hardware.check(resolved.cost)
+  except config_lib.ConfigError as error:
+    problems.append(f"{label}: {error}")
+    return None
+  return _Cell(label, overrides, resolved)
 
 
 def _unresolved(
@@ -177,7 +183,7 @@ def _unresolved(
   """A ConfigDict that resolves to `config`, with derived values unset."""
   chosen = flat(config_lib.to_dict(config))
 
-  def made(values: Overrides) -> ml_collections.ConfigDict:
+  def made(values: algebra.Overrides) -> ml_collections.ConfigDict:
     result = config_lib.default()
     config_lib.override(result, values)
     return result
@@ -189,17 +195,6 @@ def _unresolved(
     except config_lib.ConfigError:
       pass  # Without this value the others contradict each other.
   return made(chosen)
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> Overrides:
-  """Nested values by their dotted keys."""
-  result = {}
-  for name, value in values.items():
-    if isinstance(value, Mapping):
-      result.update(flat(value, f"{prefix}{name}."))
-    else:
-      result[f"{prefix}{name}"] = value
-  return result
 
 
 def _difference(one: config_lib.ExperimentConfig,

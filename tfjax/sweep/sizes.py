@@ -19,7 +19,7 @@ from tfjax.cost import flops as flops_lib
 from tfjax.cost import lengths as lengths_lib
 from tfjax.data import vocabulary
 from tfjax.models import transformer
-from tfjax.sweep.plan import Overrides
+from tfjax.sweep.algebra import Overrides
 from tfjax.sweep.plan import PlanError
 
 COUNTS = ("params_total", "params_non_embedding")
@@ -35,11 +35,13 @@ class Size:
     overrides: of a cell, without its duration and its seed.
     params: by what is counted, one of `COUNTS`.
     flops_per_token: of training.
+    batch_tokens: of a step; None: the data tells (pairs differ in length).
   """
 
   overrides: Mapping[str, Any]
   params: Mapping[str, int]
   flops_per_token: float
+  batch_tokens: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +80,7 @@ def sizes(config: ml_collections.ConfigDict,
       continue
     seen.append(kept)
     try:
-      size = _measured(config, kept)
+      size = measure(config, kept)
     except config_lib.ConfigError as error:
       raise PlanError([f"cell {number}: {error}"], len(cells)) from error
     counts = tuple(size.params.values())
@@ -119,8 +121,6 @@ def place(
   """
   if count not in COUNTS:
     raise ValueError(f"count is {count!r}; must be one of {', '.join(COUNTS)}")
-  idle = {key: None for key in _DURATIONS if key != "duration.tokens"
-          and config.duration[key.partition(".")[2]] is not None}
   used: dict[tuple[int, int], int] = {}  # seeds of a size and its tokens
   placed = []
   for run in runs:
@@ -130,22 +130,53 @@ def place(
       point = (size.params[count], tokens)
       seed = used[point] = used.get(point, first_seed - 1) + 1
       placed.append(Placed(
-          {**size.overrides, **idle, "duration.tokens": tokens, "seed": seed},
+          {**size.overrides, **duration(config, "tokens", tokens),
+           "seed": seed},
           wanted, size.params[count], tokens, size.flops_per_token * tokens))
   return placed
 
 
-def _measured(config: ml_collections.ConfigDict,
-              cell: Mapping[str, Any]) -> Size:
-  """The size of a cell, which does not depend on its duration."""
-  config = config.copy_and_resolve_references()
-  config_lib.override(config, {**dict.fromkeys(_DURATIONS),
-                               "duration.tokens": 1, **cell})
-  resolved = config_lib.resolve(config)
+def measure(config: ml_collections.ConfigDict,
+            cell: Mapping[str, Any]) -> Size:
+  """The size of a cell, which does not depend on its duration.
+
+  Raises:
+    ConfigError: it cannot be resolved.
+  """
+  resolved = _resolved(config, cell)
   resolved = budget_lib.with_vocabulary(resolved, vocabulary.size(resolved))
   counts = transformer.count_parameters(resolved.model)
-  per_token = flops_lib.training_flops_per_token(
-      resolved.model, lengths_lib.of(resolved))
+  lengths = lengths_lib.of(resolved)
+  per_token = flops_lib.training_flops_per_token(resolved.model, lengths)
   return Size(dict(cell), {"params_total": counts.total,
                            "params_non_embedding": counts.non_embedding},
-              per_token.total)
+              per_token.total, None if budget_lib.needs_data(resolved) else
+              resolved.train.batch_size * lengths.window)
+
+
+def model_of(config: ml_collections.ConfigDict,
+             cell: Mapping[str, Any]) -> config_lib.ModelConfig:
+  """The model of a cell, whole.
+
+  Raises:
+    ConfigError: it cannot be resolved.
+  """
+  return _resolved(config, cell).model
+
+
+def duration(config: ml_collections.ConfigDict, name: str,
+             value: float) -> Overrides:
+  """A duration in place of whatever the experiment has."""
+  unset = {key: None for key in _DURATIONS if key != f"duration.{name}"
+           and config.duration[key.partition(".")[2]] is not None}
+  return {**unset, f"duration.{name}": value}
+
+
+def _resolved(config: ml_collections.ConfigDict,
+              cell: Mapping[str, Any]) -> config_lib.ExperimentConfig:
+  """The config of a cell, for a token where it says no duration."""
+  config = config.copy_and_resolve_references()
+  config_lib.override(config, {
+      **dict.fromkeys(_DURATIONS), "duration.tokens": 1, **{
+          key: value for key, value in cell.items() if key not in _DURATIONS}})
+  return config_lib.resolve(config)

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""scripts/sweep.py from the outside: its commands, what they say, exit codes.
+
+To start Python for each of them would take a minute; one process takes the
+command lines of a test one after another.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import types
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from tfjax import config as config_lib
+from tfjax import sweep
+from tfjax.sweep import cells
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+EXPERIMENT = '''
+from tfjax import config as config_lib
+from tfjax import sweep
+
+def get_config():
+  config = config_lib.default()
+  config_lib.override(config, {values!r})
+  return config
+
+def get_sweep(config, rate=1e-3):
+  del config
+  return {{"seeds": sweep.axis("seed", [0, 1]),
+           "rates": sweep.axis("optimizer.learning_rate", [rate, 3e-3])}}
+'''
+DRIVER = '''
+import json, os, sys, tempfile
+sys.path.insert(0, "scripts")
+import sweep as script
+from absl import app
+from tfjax import commandline
+
+results = []
+for arguments in json.loads(sys.argv[1]):
+  with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    child = os.fork()  # of a process in which JAX has not begun yet
+    if not child:
+      os.dup2(out.fileno(), 1)
+      os.dup2(err.fileno(), 2)
+      sys.argv = ["sweep.py", *arguments]
+      app.run(script.main, flags_parser=commandline.parse)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    results.append([code, *(
+        os.pread(file.fileno(), 1 << 20, 0).decode() for file in (out, err))])
+print("RESULTS " + json.dumps(results))
+'''
+
+
+def call(*commands: str) -> list[tuple[int, str, str]]:
+  """Exit code, standard output and error of each command."""
+  done = subprocess.run(
+      [sys.executable, "-c", DRIVER,
+       json.dumps([command.split() for command in commands])],
+      cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
+  assert "RESULTS " in done.stdout, done.stdout + done.stderr
+  return [tuple(one) for one in json.loads(
+      done.stdout.rpartition("RESULTS ")[2])]
+
+
+def experiment(directory: pathlib.Path, cache_dir: pathlib.Path,
+               **changes: Any) -> pathlib.Path:
+  values = {
+      "model.size": "3k", "model.context_length": 16,
+      "data.corpus": "synthetic", "data.synthetic.num_bytes": 30_000,
+      "data.synthetic.document_bytes": 500, "data.tokenizer.kind": "byte",
+      "data.cache_dir": str(cache_dir), "duration.steps": 4,
+      "train.batch_size": 8, "train.log_every_steps": 1,
+      "evaluation.tokens": 256, "tracking.wandb": "disabled",
+      "sweep.ensemble": "off", "runtime.num_devices": 1,
+      "runtime.compilation_cache_dir": os.environ["JAX_COMPILATION_CACHE_DIR"]}
+  path = directory / "tiny.py"
+  path.write_text(EXPERIMENT.format(values=values | changes))
+  return path
+
+
+def test_a_sweep_from_its_plan_to_its_table(
+    tmp_path: pathlib.Path, cache_dir: pathlib.Path) -> None:
+  file, workdir = experiment(tmp_path, cache_dir), tmp_path / "w"
+  planned, before, ran, dry, status, retry, cleaned, collected, again = call(
+      f"--config={file} --workdir={workdir} --dry_run",
+      f"status --workdir={workdir}",
+      f"run --config={file} --workdir={workdir} --workers=0 "
+      "--config.duration.steps=3",
+      f"--workdir={workdir} --dry_run",
+      f"status --workdir={workdir} --sweep=rates",
+      f"retry --workdir={workdir}",
+      f"clean --workdir={workdir} --dry_run",
+      f"collect --workdir={workdir} --out={workdir}/t.csv "
+      f"--out={workdir}/t.parquet",
+      f"run --workdir={workdir} --workers=0")
+  code, out, err = planned
+  assert (code, err) == (0, "")
+  assert "sweep seeds: 2 runs" in out and "sweep rates: 2 runs" in out
+  # Seed 0 at 1e-3 is in both; 4 steps x 8 x 16 tokens, 46,176 FLOPs each.
+  assert "3 runs" in out and out.count("pending") == 3
+  assert "left: 70.9M FLOPs, - h of runs" in out
+  code, _, err = before
+  assert code == 2 and "no sweep was launched" in err
+  code, out, err = ran
+  assert code == 0, err
+  assert "3 runs: 3 complete" in out
+  code, out, _ = dry
+  assert code == 0 and out.count("complete") >= 3 and "3 done" in out
+  assert "left: 0 FLOPs" in out and "the pace of 3 complete runs" in out
+  code, out, _ = status
+  assert code == 0 and out.count("3/3") == 2
+  assert "2 runs: 2 complete\n100% of" in out
+  assert retry[:2] == (0, "nothing has failed or was interrupted\n")
+  assert cleaned[0] == 0 and "nothing was removed" in cleaned[1]
+  assert len(list(workdir.glob("*/checkpoints"))) == 3
+  assert collected[0] == 0 and "3 runs, " in collected[1]
+  frame = pd.read_parquet(workdir / "t.parquet")
+  assert list(frame["config.seed"]) == [0, 1, 0]
+  assert list(frame["tokens_seen"]) == [3 * 8 * 16] * 3
+  assert pd.read_csv(workdir / "t.csv").shape == frame.shape
+  assert again[0] == 0 and "3 runs: 3 skipped (done before)" in again[1]
+
+
+def test_what_fails_is_told_and_retried_alone(
+    tmp_path: pathlib.Path, cache_dir: pathlib.Path) -> None:
+  absent = tmp_path / "checkpoint"
+  file = experiment(tmp_path, cache_dir)
+  overrides = tmp_path / "cells.json"
+  overrides.write_text(json.dumps([{"seed": 0}, {
+      "seed": 1, "init_from": str(absent)}]))
+  workdir = tmp_path / "w"
+  run = (f"--config={file} --workdir={workdir} --overrides={overrides} "
+         "--workers=0")
+  ran, shown, status, retried, printed = call(
+      run, f"retry --workdir={workdir} --dry_run",
+      f"status --workdir={workdir}",
+      f"retry --workdir={workdir} --workers=0",
+      f"retry --workdir={workdir} --launcher=print")
+  assert ran[0] == 1 and "2 runs: 1 complete, 1 failed" in ran[1]
+  assert "failed: gpt2-3k-4-steps-" in ran[2] and "checkpoint" in ran[2]
+  assert f"retry --workdir={workdir}" in ran[2].splitlines()[-1]
+  assert shown[0] == 0 and shown[1].startswith("failed: gpt2-3k-4-steps-")
+  assert shown[1].count("\n") == 1
+  assert status[0] == 1 and "2 runs: 1 complete, 1 failed" in status[1]
+  assert "retry --workdir=" in status[1].splitlines()[-1]
+  assert retried[0] == 1 and "1 runs: 1 failed" in retried[1]
+  assert printed[0] == 0 and "tfjax.sweep.join" in printed[1]
+
+
+def test_mistakes_are_one_line(tmp_path: pathlib.Path,
+                               cache_dir: pathlib.Path) -> None:
+  file = experiment(tmp_path, cache_dir)
+  given = f"--config={file} --workdir={tmp_path}/w"
+  cases = {
+      "bogus --workdir=w": "there are: run, status, retry, clean, collect",
+      "status extra --workdir=w": "unknown command 'status extra'",
+      "status --workdir=w --workers=2": "--workers is not for status, but for "
+                                        "run, retry",
+      "run --workdir=w --sweep_arg=a=1": "is for the experiment of --config",
+      f"{given} --sweep=seed": "did you mean 'seeds'? there are: seeds, rates",
+      f"{given} --sweep_arg=size=1": "get_sweep takes no 'size'; it takes rate",
+      f"{given} --sweep_arg=rate='fast'": "config.optimizer.learning_rate",
+      f"{given} --launcher_option=partition": "not of the form name=value",
+      f"{given} --launcher=pbs": "<local|print|slurm>",
+      f"{given} --overrides=x.json --sweep=seeds": "--sweep=seeds is for "
+                                                   "get_sweep",
+      "collect --workdir=w --out=runs.xlsx": "'.xlsx' is not known",
+      f"collect --workdir={tmp_path}/w": "there are no runs in",
+      f"clean --workdir={tmp_path}/absent": "there is no directory"}
+  for (command, words), (code, _, err) in zip(cases.items(), call(*cases)):
+    assert code == 2 and words in err, (command, code, err)
+    assert err.startswith("error: ")
+  assert not (tmp_path / "absent").exists()
+
+
+@pytest.mark.parametrize("made, said", [
+    ([], "is empty"), ("seed", "must be a list of overrides"),
+    ({"a b": []}, "'a b' is not a name for a sweep"),
+    ({"a": {"seed": 1}}, "sweep 'a' must be a list of overrides")])
+def test_a_get_sweep_that_gives_no_cells(made: Any, said: str) -> None:
+  module = types.ModuleType("module")
+  module.get_sweep = lambda config: made
+  config = config_lib.default()
+  with pytest.raises(sweep.PlanError, match=said):
+    sweep.plan_all(config, cells.of_experiment(module, config))
