@@ -1,43 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a person sees of a sweep: the plan, its progress, how it ended.
+"""What a person sees of a sweep while it goes on, and how its runs are called.
 
-On a terminal a live display; elsewhere a plain line at each event and a total
-now and then. Numbers come from the ledger.
+On a screen a display that stays in place; elsewhere a plain line at each event
+and a total now and then. Numbers come from `watch`, and so from the files.
 """
 
 import collections
+import math
+import os
+import pathlib
+import shlex
+import sys
 import time
 from typing import Any, Mapping, Sequence
 
 from rich import console as console_lib
 from rich import live
-from rich import markup
 from rich import progress_bar
 from rich import table as table_lib
 from rich import text
 
+import tfjax
 from tfjax import config as config_lib
 from tfjax.sweep import ledger
+from tfjax.sweep import watch as watch_lib
 from tfjax.sweep.launch import Observer
 from tfjax.sweep.launch import Outcome
-from tfjax.sweep.plan import flat
-from tfjax.sweep.plan import RunSpec
-from tfjax.train import records
+from tfjax.sweep.specs import flat
+from tfjax.sweep.specs import RunSpec
 
 _LIVE_SECONDS = 0.5  # between refreshes
-_PLAIN_SECONDS = 15.0  # between totals
+_ALL_SECONDS = 5.0  # between looks at runs that others may be at
+# Between totals: often at first, at last a few an hour.
+_LEAST_PLAIN_SECONDS, _MOST_PLAIN_SECONDS, _PLAIN_SHARE = 15.0, 600.0, 0.05
 _RECENT = 5
 _STATUS_WIDTH = len("complete")
 _WIDE = 110  # columns from which run ids are shown too
 _STOPPING = "stopping after a checkpoint; once more stops at once"
-_STYLES = {"complete": "green", "diverged": "yellow", "failed": "red",
-           "interrupted": "yellow", "running": "cyan", "pending": "dim"}
+STYLES = {"complete": "green", "stopped": "magenta", "diverged": "yellow",
+          "failed": "red", "damaged": "red", "interrupted": "yellow",
+          "running": "cyan", "pending": "dim"}
+_WORDS = {"pending": "waiting"}
 
 
 def make(console: console_lib.Console, specs: Sequence[RunSpec],
          workdir: str) -> "Display":
   """The display that suits where the output goes."""
-  return (Live if console.is_terminal else Plain)(console, specs, workdir)
+  # FORCE_COLOR makes rich take a pipe for a terminal; it is none to draw on.
+  is_screen = console.is_interactive and console.file.isatty()
+  return (Live if is_screen else Plain)(console, specs, workdir)
 
 
 class Display(Observer):
@@ -46,46 +57,56 @@ class Display(Observer):
   def __init__(self, console: console_lib.Console, specs: Sequence[RunSpec],
                workdir: str):
     self.console = console
-    self.outcomes: list[Outcome] = []
+    self.outcomes: list[Outcome] = []  # that were not there before
     self.seconds: dict[str, float] = {}  # wall time of runs of this launch
+    self.watch = watch_lib.Watch(workdir, [spec.run_id for spec in specs])
     self._specs = list(specs)
     self._labels = labels(specs)
     self._workdir = workdir
     self._begun = time.monotonic()
-    self._shown = -float("inf")
+    self._shown = self._looked = -float("inf")
     self._workers = 0
-    self._running: dict[str, RunSpec] = {}
+    self._running: dict[str, RunSpec] = {}  # here
     self._started: dict[str, float] = {}
-    self._states: dict[str, ledger.RunState] = {}
-    self._resumed_at: dict[str, int] = {}
 
   def launched(self, specs: Sequence[RunSpec], workers: int) -> None:
     del specs
     self._workers = workers
+    self._look()
 
   def started(self, spec: RunSpec) -> None:
-    # What an earlier attempt has left does not count as this launch's work.
-    state = ledger.progress(self._workdir, spec.run_id)
-    self._resumed_at[spec.run_id] = state.step or 0
-    self._states[spec.run_id] = state
     self._running[spec.run_id] = spec
     self._started[spec.run_id] = time.monotonic()
+    self.watch.refresh([spec.run_id])
+
+  def put_back(self, spec: RunSpec, reason: str) -> None:
+    self._running.pop(spec.run_id, None)
+    self.watch.refresh([spec.run_id])
 
   def ended(self, outcome: Outcome) -> None:
     run_id = outcome.spec.run_id
     self._running.pop(run_id, None)
     if run_id in self._started:
       self.seconds[run_id] = time.monotonic() - self._started[run_id]
-    self.outcomes.append(outcome)
+    if self._workers:  # launched: the others had ended before
+      self.outcomes.append(outcome)
+      self.watch.refresh([run_id])
 
   def tick(self) -> None:
-    if time.monotonic() - self._shown >= self._interval:
+    if time.monotonic() - self._shown >= self._interval():
       self._shown = time.monotonic()
-      for run_id in self._running:
-        self._states[run_id] = ledger.progress(self._workdir, run_id)
+      if self._shown - self._looked >= _ALL_SECONDS:
+        self._look()
+      else:
+        self.watch.refresh(list(self._running))
       self._show()
 
-  _interval = _LIVE_SECONDS
+  def _look(self) -> None:
+    self._looked = time.monotonic()
+    self.watch.refresh()
+
+  def _interval(self) -> float:
+    raise NotImplementedError
 
   def _show(self) -> None:
     raise NotImplementedError
@@ -94,72 +115,78 @@ class Display(Observer):
   def elapsed(self) -> float:
     return time.monotonic() - self._begun
 
-  def flops(self) -> tuple[float, float, float]:
-    """FLOPs that are done, that this launch did, and of the whole sweep."""
-    done = mine = 0.0
-    for outcome in self.outcomes:
-      budget, status = outcome.spec.budget, outcome.state.status
-      share = (outcome.state.step or 0) / budget.steps
-      # Nothing is left to do of a run that ended early and for good.
-      done += budget.flops_total * (share if status == "interrupted" else 1)
-      if not outcome.skipped:
-        begun = self._resumed_at.get(outcome.spec.run_id, 0) / budget.steps
-        mine += budget.flops_total * max(0.0, share - begun)
-    for run_id, spec in self._running.items():
-      share = (self._states[run_id].step or 0) / spec.budget.steps
-      begun = self._resumed_at[run_id] / spec.budget.steps
-      done += spec.budget.flops_total * share
-      mine += spec.budget.flops_total * max(0.0, share - begun)
-    return done, mine, sum(spec.budget.flops_total for spec in self._specs)
+  def elsewhere(self) -> list[str]:
+    """Runs that other launchers are at."""
+    return [run_id for run_id, run in self.watch.runs.items()
+            if run.state.status == "running" and run_id not in self._running]
 
-  def remaining_seconds(self) -> float | None:
-    """At this launch's FLOP/s so far; None before there are any."""
-    done, mine, total = self.flops()
-    return (total - done) * self.elapsed / mine if mine else None
+  def progress(self) -> str:
+    """The share of all FLOPs, and the time that the rest will take."""
+    share, left = self.watch.share_done, self.watch.seconds_left()
+    total = sum(run.flops_total for run in self.watch.runs.values())
+    return (f"{percent(share)} of {si(total)} FLOPs  {clock(self.elapsed)} gone"
+            f"  ETA {'unknown' if left is None else clock(left)}")
 
   def counts(self) -> str:
     """How many runs stand where."""
     tally = collections.Counter(
-        "skipped" if outcome.skipped else outcome.state.status
-        for outcome in self.outcomes)
-    tally["running"] += len(self._running)
-    tally["waiting"] = (
-        len(self._specs) - len(self.outcomes) - len(self._running))
-    order = ("complete", "skipped", "diverged", "failed", "interrupted",
-             "running", "waiting")
-    return ", ".join(f"{tally[name]} {name}" for name in order if tally[name])
+        "running" if run_id in self._running else run.state.status
+        for run_id, run in self.watch.runs.items())
+    elsewhere = len(self.elsewhere())
+    parts = [f"{tally[name]} {_WORDS.get(name, name)}" + (
+        f" ({elsewhere} elsewhere)" if name == "running" and elsewhere else "")
+             for name in STYLES if tally[name]]
+    return ", ".join(parts)
+
+  def last_failure(self) -> Outcome | None:
+    """Of this launch."""
+    return next((one for one in reversed(self.outcomes)
+                 if one.state.status == "failed"), None)
 
 
 class Plain(Display):
   """Lines, for a file or a pipe."""
 
-  _interval = _PLAIN_SECONDS
-
   def launched(self, specs: Sequence[RunSpec], workers: int) -> None:
     super().launched(specs, workers)
     self._shown = time.monotonic()
     self._say(f"{len(specs)} of {len(self._specs)} runs to do, "
-              f"{len(self.outcomes)} done before; {workers} "
+              f"{len(self._specs) - len(specs)} done before; {workers} "
               f"worker{'s' if workers > 1 else ''}")
 
   def started(self, spec: RunSpec) -> None:
     super().started(spec)
-    at = self._resumed_at[spec.run_id]
+    run = self.watch.runs.get(spec.run_id)
+    at = run.state.step if run else None
     self._say(f"start    {self._labels[spec.run_id]}  {spec.run_id}"
-              + (f"  (resumes near step {at:,})" if at else ""))
+              + (f"  (has rows up to step {at:,})" if at else ""))
+
+  def put_back(self, spec: RunSpec, reason: str) -> None:
+    super().put_back(spec, reason)
+    self._say(f"put back {self._labels[spec.run_id]}  "
+              f"{_first_line(reason)}")
 
   def ended(self, outcome: Outcome) -> None:
+    first = self.last_failure() is None
     super().ended(outcome)
-    if not outcome.skipped or outcome.state.status == "running":
-      self._say(ending(outcome, self._labels, self.seconds))
+    if not self._workers:
+      return
+    self._say(ending(outcome, self._labels, self.seconds))
+    if outcome.state.status == "failed":
+      self._say(f"         its log: {_log(self._workdir, outcome)}")
+      if first:
+        self._say("         to try again what has failed: "
+                  f"{retry_command(self._workdir)}")
 
   def stopping(self) -> None:
     self._say(_STOPPING)
 
+  def _interval(self) -> float:
+    return min(_MOST_PLAIN_SECONDS,
+               max(_LEAST_PLAIN_SECONDS, _PLAIN_SHARE * self.elapsed))
+
   def _show(self) -> None:
-    done, _, total = self.flops()
-    self._say(f"total    {done / total:.0%} of {si(total)} FLOPs; "
-              f"{self.counts()}; ETA {clock(self.remaining_seconds())}")
+    self._say(f"total    {self.progress()}; {self.counts()}")
 
   def _say(self, line: str) -> None:
     self.console.print(f"[{clock(self.elapsed)}] {line}", markup=False,
@@ -167,7 +194,8 @@ class Plain(Display):
 
 
 class Live(Display):
-  """A display that stays in place, a line a running run."""
+  """A display that stays in place and within the screen: the runs that go on,
+  a line each, those that ended last, and the last failure."""
 
   def __init__(self, console: console_lib.Console, specs: Sequence[RunSpec],
                workdir: str):
@@ -186,34 +214,64 @@ class Live(Display):
 
   def closed(self) -> None:
     if self._live.is_started:
+      self._look()
       self._live.stop()
+
+  def _interval(self) -> float:
+    return _LIVE_SECONDS
 
   def _show(self) -> None:
     self._live.refresh()
 
   def render(self) -> console_lib.Group:
-    """The display as it stands."""
-    done, _, total = self.flops()
+    """The display as it stands, no higher than the screen."""
+    workers = f"{self._workers} worker{'s' if self._workers > 1 else ''}"
+    above: list[Any] = [self._head(), text.Text(
+        f"{self.counts()}; {workers}{self._note}", style="dim",
+        overflow="fold")]
+    failed = self.last_failure()
+    others = [one for one in self.outcomes if one is not failed]
+    recent = max(0, min(_RECENT, (self.console.height - 10) // 4))
+    below = [self._ending(one)
+             for one in others[max(0, len(others) - recent):]]
+    below += [] if failed is None else self._failure(failed)
+    shown = [*self._running, *self.elsewhere()]
+    if not shown:
+      return console_lib.Group(*above, *below)
+    # Less the table's header and the line that the cursor stays in.
+    room = self.console.height - 2 - sum(
+        len(self.console.render_lines(part)) for part in [*above, *below])
+    if len(shown) > room:
+      room = max(1, room - 1)
+      below.insert(0, self._line(f"and {len(shown) - room} more", "dim"))
+    return console_lib.Group(*above, self._running_table(shown[:room]), *below)
+
+  def _line(self, words: str, style: str) -> text.Text:
+    """One line, whatever the width."""
+    return text.Text(words, style=style, no_wrap=True, overflow="ellipsis")
+
+  def _head(self) -> table_lib.Table:
     head = table_lib.Table.grid(padding=(0, 1), expand=True)
     head.add_column(ratio=1)
     head.add_column(justify="right", no_wrap=True)
-    head.add_row(
-        progress_bar.ProgressBar(total=1.0, completed=done / total),
-        f"[bold]{done / total:.0%}[/] of {si(total)} FLOPs  "
-        f"{clock(self.elapsed)} gone  [bold]ETA "
-        f"{clock(self.remaining_seconds())}[/]")
-    parts: list[Any] = [head, text.Text(
-        f"{self.counts()}; {self._workers} "
-        f"worker{'s' if self._workers > 1 else ''}{self._note}", style="dim")]
-    if self._running:
-      parts.append(self._running_table())
-    fresh = [one for one in self.outcomes if not one.skipped][-_RECENT:]
-    parts += [text.Text(ending(one, self._labels, self.seconds),
-                        style=_STYLES[one.state.status], no_wrap=True,
-                        overflow="ellipsis") for one in fresh]
-    return console_lib.Group(*parts)
+    head.add_row(_bar(self.watch.share_done or 0.0),
+                 text.Text(self.progress(), style="bold"))
+    return head
 
-  def _running_table(self) -> table_lib.Table:
+  def _ending(self, outcome: Outcome) -> text.Text:
+    return self._line(ending(outcome, self._labels, self.seconds),
+                      STYLES.get(outcome.state.status, ""))
+
+  def _failure(self, failed: Outcome) -> list[text.Text]:
+    """How a run failed, and how to try again."""
+    return [
+        self._ending(failed),
+        self._line(f"its log: {_log(self._workdir, failed)}", "red"),
+        # A command that is cut short is of no use.
+        text.Text(f"to try again what failed: {retry_command(self._workdir)}",
+                  style="red", overflow="fold")]
+
+  def _running_table(self, run_ids: Sequence[str]) -> table_lib.Table:
     wide = self.console.width >= _WIDE
     result = table_lib.Table(box=None, padding=(0, 1), expand=True,
                              header_style="dim", pad_edge=False)
@@ -224,21 +282,33 @@ class Live(Display):
     result.add_column("", ratio=1, min_width=8)
     for name in ("step", "tokens/s", "loss", "ETA"):
       result.add_column(name, justify="right", no_wrap=True)
-    for run_id, spec in self._running.items():
-      state, steps = self._states[run_id], spec.budget.steps
-      step = state.step or 0
-      speed = state.tokens_per_second
-      left = ((steps - step) * spec.budget.batch_tokens / speed
-              if speed else None)
-      cells: list[Any] = [text.Text(self._labels[run_id])]
-      if wide:
-        cells.append(text.Text(run_id))
-      cells += [progress_bar.ProgressBar(total=steps, completed=step),
-                f"{step:,}/{steps:,}", si(speed),
-                "-" if state.loss is None else f"{state.loss:.3f}",
-                clock(left)]
-      result.add_row(*cells)
+    for run_id in run_ids:
+      run = self.watch.runs.get(run_id)
+      if run is not None:
+        result.add_row(*self._cells(run, wide))
     return result
+
+  def _cells(self, run: watch_lib.Run, wide: bool) -> list[Any]:
+    """Of a run that goes on, here or elsewhere."""
+    state, steps = run.state, run.row["steps"]
+    step, speed = state.step or 0, state.tokens_per_second
+    left = ((1 - step / steps) * run.row["tokens"] / speed if speed else None)
+    label = self._labels[run.run_id]
+    here = run.run_id in self._running
+    if not here:
+      label += f"  on {state.host or 'another host'}"
+    style = "" if here else "dim"
+    return [text.Text(label, style=style),
+            *([text.Text(run.run_id, style=style)] if wide else []),
+            _bar(step / steps),
+            f"{step:,}/{steps:,}", si(speed),
+            "-" if state.loss is None else f"{state.loss:.3f}", clock(left)]
+
+
+def _bar(share: float) -> progress_bar.ProgressBar:
+  return progress_bar.ProgressBar(total=1.0, completed=share,
+                                  complete_style="cyan",
+                                  finished_style="green")
 
 
 def ending(outcome: Outcome, names: Mapping[str, str],
@@ -252,57 +322,66 @@ def ending(outcome: Outcome, names: Mapping[str, str],
     parts.append(clock(seconds[state.run_id]))
   if state.status == "running":
     parts.append("by another process; left to it")
+  elif outcome.skipped:
+    parts.append("by another process")
   if state.reason:
-    parts.append(state.reason.splitlines()[0])
+    parts.append(_first_line(state.reason))
   return "  ".join(parts)
 
 
-def plan_table(specs: Sequence[RunSpec],
-               states: Mapping[str, ledger.RunState]) -> table_lib.Table:
-  """Every cell of a plan, with its size and what is done of it."""
-  result = table_lib.Table(box=None, padding=(0, 1), pad_edge=False,
-                           header_style="bold", show_footer=True,
-                           footer_style="bold")
-  sums = [sum(getattr(spec.budget, name) for spec in specs)
-          for name in ("tokens", "steps", "flops_total")]
-  finished = sum(states[spec.run_id].status in records.FINISHED
-                 for spec in specs)
-  result.add_column("run", f"{len(specs)} runs", no_wrap=True,
-                    overflow="ellipsis")
-  for name, footer in (
-      ("N", ""), ("D", si(sums[0])), ("D/N", ""), ("epochs", ""),
-      ("steps", f"{sums[1]:,}"), ("FLOPs", si(sums[2])),
-      ("state", f"{finished} done")):
-    result.add_column(name, footer, no_wrap=True,
-                      justify="left" if name == "state" else "right")
-  for spec in specs:
-    budget, status = spec.budget, states[spec.run_id].status
-    result.add_row(
-        markup.escape(spec.run_id), si(budget.params_total),
-        si(budget.tokens), f"{budget.tokens_per_parameter:.3g}",
-        "-" if budget.epochs is None else f"{budget.epochs:.2f}",
-        f"{budget.steps:,}", si(budget.flops_total),
-        f"[{_STYLES[status]}]{status}[/]")
-  return result
+def _first_line(reason: str) -> str:
+  return next(iter(reason.splitlines()), "")
+
+
+def _log(workdir: str | os.PathLike[str], outcome: Outcome) -> str:
+  return _near(pathlib.Path(workdir) / outcome.spec.run_id / ledger.LOG)
 
 
 def labels(specs: Sequence[RunSpec]) -> dict[str, str]:
   """A short label a run: N and D, and what else tells it from its like."""
-  sizes = {spec.run_id: f"{si(spec.budget.params_total)} × "
-           f"{si(spec.budget.tokens)}" for spec in specs}
+  return _labels([
+      (spec.run_id, spec.budget.params_total, spec.budget.tokens,
+       flat(config_lib.to_dict(spec.config))) for spec in specs])
+
+
+def row_labels(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+  """The same of rows of the ledger's plan."""
+  return _labels([(row["run_id"], row["params_total"], row["tokens"],
+                   row["config"]) for row in rows])
+
+
+def _labels(runs: Sequence[tuple[str, int, int, Mapping[str, Any]]]
+            ) -> dict[str, str]:
+  """Of run ids, N, D, and all that may differ by dotted keys."""
   alike = collections.defaultdict(list)
-  for spec in specs:
-    alike[sizes[spec.run_id]].append(spec)
+  for run_id, params, tokens, values in runs:
+    alike[f"{si(params)} × {si(tokens)}"].append((run_id, values))
   result = {}
   for size, group in alike.items():
-    values = [flat(config_lib.to_dict(spec.config)) for spec in group]
-    apart = [key for key in values[0]
-             if any(one[key] != values[0][key] for one in values)]
-    for spec, own in zip(group, values):
-      extra = [f"{key.rpartition('.')[2]}={own[key]}" for key in apart
+    apart = [key for key in group[0][1]
+             if any(values.get(key) != group[0][1][key]
+                    for _, values in group)]
+    for run_id, values in group:
+      extra = [f"{key.rpartition('.')[2]}={values.get(key)}" for key in apart
                if not key.startswith("duration.")]
-      result[spec.run_id] = " ".join([size, *extra])
+      result[run_id] = " ".join([size, *extra])
   return result
+
+
+def retry_command(workdir: str | os.PathLike[str]) -> str:
+  """What to type to try again what has failed there."""
+  script = pathlib.Path(tfjax.__file__).resolve().parents[1] / "scripts"
+  return shlex.join([_near(sys.executable), _near(script / "sweep.py"),
+                     "retry", f"--workdir={_near(workdir)}"])
+
+
+def _near(path: str | os.PathLike[str]) -> str:
+  """As it is called from the current directory, if it lies below that."""
+  path = pathlib.Path(os.path.abspath(path))
+  try:
+    return str(path.relative_to(pathlib.Path.cwd()))
+  except ValueError:
+    return str(path)
 
 
 def si(value: float | None) -> str:
@@ -313,6 +392,11 @@ def si(value: float | None) -> str:
     if abs(value) >= 0.9995 * 10.0**power:
       return f"{value / 10.0**power:.3g}{prefix}"
   return f"{value:.3g}"
+
+
+def percent(share: float | None) -> str:
+  """100% only of all of it."""
+  return "-" if share is None else f"{math.floor(100 * share + 1e-9)}%"
 
 
 def clock(seconds: float | None) -> str:
