@@ -30,12 +30,19 @@ CORE = (
 # What weights and speed are compared to; torch's wheels for CPUs do.
 TORCH = ("torch==2.13.0", "transformers>=5.23,<6")
 ENERGY = ("codecarbon>=3.3,<4",)  # reads RAPL and NVML
+TENSORBOARD = ("tensorboardX>=2.6.2",)  # tracking.tensorboard
+DASHBOARDS = ("wandb-workspaces>=0.4.13,<0.5",)  # track.py dashboard
+SLURM = ("submitit>=1.5,<2",)  # --launcher=slurm
 EXTRAS = {
     "cuda": ("jax[cuda12]>=0.10,<0.13",),
     "tpu": ("jax[tpu]>=0.10,<0.13",),
-    "test": ("pytest>=8", "pytest-xdist>=3.6", *TORCH, *ENERGY),
+    "test": ("pytest>=8", "pytest-xdist>=3.6", *TORCH, *ENERGY, *TENSORBOARD,
+             *DASHBOARDS, *SLURM),
     "bench": TORCH,
     "energy": ENERGY,
+    "tensorboard": TENSORBOARD,
+    "dashboards": DASHBOARDS,
+    "slurm": SLURM,
     "vpnls": ("vpnls>=0.1",),  # for bench.py --fit
 }
 
@@ -48,7 +55,7 @@ setuptools.setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["tfjax", "tfjax.*"]),
-    package_data={"tfjax.cost": ["*.toml"]},
+    package_data={"tfjax.cost": ["*.toml"], "tfjax.sweep": ["page/*"]},
     install_requires=list(CORE),
     extras_require={name: list(packages) for name, packages in EXTRAS.items()},
 )
