@@ -5,8 +5,8 @@ Most tests give the workers `act` below in place of `tfjax.train.run`: it
 keeps the same records, and does to its process what the run's seed says.
 """
 
+import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import pathlib
@@ -19,15 +19,24 @@ import threading
 import time
 from typing import Any, Callable
 
+import jax
 import pytest
 
 from tfjax import config as config_lib
 from tfjax import sweep
+from tfjax import train
+from tfjax.sweep import local
+from tfjax.sweep import shares
+from tfjax.train import lease
+from tfjax.train import out_of_memory
 from tfjax.train import records
+from tfjax.train import spent
+from tfjax.train import tuning
 
 RUNNER = "test_launch:act"
-# Seeds; on the second attempt all but the last are good.
-GOOD, RAISES, IS_KILLED, IS_SLOW, IS_DEAF, RAISES_THEN_IS_KILLED = range(6)
+# Seeds; on the second attempt all but the last two are good.
+(GOOD, RAISES, IS_KILLED, IS_SLOW, IS_DEAF, IS_ALWAYS_KILLED,
+ RUNS_OUT_OF_MEMORY) = range(7)
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 print("a runner's module may print when a worker imports it")
@@ -42,6 +51,7 @@ def act(config: config_lib.ExperimentConfig, workdir: str, *,
         sweep: str, run_id: str) -> Record:
   """Behaves as the seed says."""
   run_dir = pathlib.Path(workdir) / run_id
+  run_dir.mkdir(exist_ok=True)
   (run_dir / "config.json").write_text("{}")
   (run_dir / "result.json").unlink(missing_ok=True)
   first = not (run_dir / "attempts").exists()
@@ -53,12 +63,15 @@ def act(config: config_lib.ExperimentConfig, workdir: str, *,
   with open(run_dir / "metrics.jsonl", "w", encoding="utf-8") as file:
     file.write(json.dumps(dict(kind="train", step=1, tokens=7, loss=1.0)))
     file.write("\n")
-  if first and config.seed in (RAISES, RAISES_THEN_IS_KILLED):
+  if first and config.seed == RAISES:
     # What a library may leave behind, and what must hold up nobody.
     threading.Thread(target=time.sleep, args=(300,)).start()
     raise ValueError("a bad number\nat length")
-  if config.seed == (IS_KILLED if first else RAISES_THEN_IS_KILLED):
+  if config.seed == IS_ALWAYS_KILLED or first and config.seed == IS_KILLED:
     os.kill(os.getpid(), signal.SIGKILL)
+  if config.seed == RUNS_OUT_OF_MEMORY:
+    spent.Spent.start = _exhaust  # once the run is on record
+    train.run(config, workdir, sweep=sweep, run_id=run_id)
   status = "complete"
   if first and config.seed in (IS_SLOW, IS_DEAF):
     told = threading.Event()
@@ -71,6 +84,11 @@ def act(config: config_lib.ExperimentConfig, workdir: str, *,
       run_id=run_id, sweep=sweep, status=status, status_reason=None,
       config_hash=config_lib.config_hash(config), loss=2.0, steps=1))
   return Record(status)
+
+
+def _exhaust(*_: Any) -> None:
+  raise jax.errors.JaxRuntimeError(
+      "RESOURCE_EXHAUSTED: Out of memory allocating 9876543210 bytes.")
 
 
 class Journal(sweep.Observer):
@@ -110,21 +128,26 @@ def _attempts(workdir: pathlib.Path, spec: sweep.RunSpec) -> list[dict]:
 
 
 def test_failures_are_recorded_and_only_they_are_retried(
-    make_specs: Callable, tmp_path: pathlib.Path) -> None:
+    make_specs: Callable, tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch) -> None:
+  monkeypatch.setattr(local, "_KILLS", 2)
   specs = make_specs(
-      {"seed": RAISES}, {"seed": IS_KILLED}, {"seed": RAISES_THEN_IS_KILLED},
+      {"seed": RAISES}, {"seed": IS_KILLED}, {"seed": IS_ALWAYS_KILLED},
       {"seed": GOOD}, {"seed": 10})
   begun = time.monotonic()
   outcomes = sweep.launch(specs, tmp_path, workers=2, runner=RUNNER)
-  assert time.monotonic() - begun < 60
+  assert time.monotonic() - begun < 90
   assert [one.spec for one in outcomes] == specs
-  assert [one.state.status for one in outcomes] == (
-      3 * ["failed"] + 2 * ["complete"])
-  raised, killed = outcomes[0].state, outcomes[1].state
+  assert [one.state.status for one in outcomes] == [
+      "failed", "complete", "failed", "complete", "complete"]
+  raised, killed = outcomes[0].state, outcomes[2].state
   assert raised.reason == "ValueError: a bad number"
   assert "Traceback" in raised.result["log_tail"]
-  assert "SIGKILL" in killed.reason and killed.result["loss"] is None
-  assert killed.result["tokens_seen"] == 7
+  assert re.search("killed by SIGKILL, 2 times in a row at checkpoint 0, which "
+                   "the system sends when memory runs out: a step takes .* by "
+                   "estimate", killed.reason)
+  assert "2 workers share the host's memory" in killed.reason
+  assert killed.result["loss"] is None and killed.result["tokens_seen"] == 7
   assert "printed from C" in killed.result["log_tail"]
   states = sweep.ledger.sweep_state(tmp_path)
   assert [state.status for state in states] == [
@@ -133,9 +156,27 @@ def test_failures_are_recorded_and_only_they_are_retried(
   outcomes = sweep.launch(specs, tmp_path, workers=2, runner=RUNNER)
   assert [one.state.status for one in outcomes] == [
       "complete", "complete", "failed", "complete", "complete"]
-  assert [one.skipped for one in outcomes] == 3 * [False] + 2 * [True]
-  assert "SIGKILL" in outcomes[2].state.reason  # of this attempt
-  assert [len(_attempts(tmp_path, spec)) for spec in specs] == [2, 2, 2, 1, 1]
+  assert [one.skipped for one in outcomes] == [False, True, False, True, True]
+  assert [len(_attempts(tmp_path, spec)) for spec in specs] == [2, 2, 4, 1, 1]
+
+
+def test_out_of_memory_names_the_sizes_and_a_way_out(
+    make_specs: Callable, tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch) -> None:
+  """As XLA tells of it, by way of a worker that trains in earnest."""
+  specs = make_specs({"seed": RUNS_OUT_OF_MEMORY}, {"seed": GOOD})
+  outcome, other = sweep.launch(specs, tmp_path, workers=1, runner=RUNNER)
+  assert (outcome.state.status, other.state.status) == ("failed", "complete")
+  result = outcome.state.result
+  assert re.match(
+      r"out of memory: a step takes [\d.]+ KiB a device \(logits .*\), by "
+      r"estimate; a device has [\d.]+ GiB, so that it should fit: other "
+      "programs", result["status_reason"])
+  assert "allocating 9876543210 bytes" in result["status_reason"]
+  assert "RESOURCE_EXHAUSTED" in result["log_tail"]
+  monkeypatch.setattr(out_of_memory, "host_bytes", lambda: 700_000)
+  assert "cheapest way out: --config." in out_of_memory.on_host(
+      specs[0].config)
 
 
 def test_longest_first_on_one_process_with_its_own_log(
@@ -180,6 +221,29 @@ def test_what_is_left_of_a_sweep_gets_no_more_cores(
   assert len(first["cores"]) == len(second["cores"])
 
 
+@pytest.mark.parametrize("gpus, workers, runs, needed, expected", [
+    ("0,1,2,3", None, 8, 1, ["0", "1", "2", "3"]),
+    ("4,5,6,7", None, 8, 2, ["4,5", "6,7"]),
+    ("0,1,2,3", None, 1, 1, [None]),  # one run has them all
+    ("0,1", 1, 8, 1, [None]),
+    ("0", None, 8, 1, [None]),
+    ("0,1", 4, 8, 1, ["0", "1", "0", "1"]),
+])
+def test_gpus_are_shared_out(
+    make_specs: Callable, monkeypatch: pytest.MonkeyPatch, gpus: str,
+    workers: int | None, runs: int, needed: int,
+    expected: list[str | None]) -> None:
+  monkeypatch.setattr(tuning, "has_accelerator", lambda: True)
+  monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+  spec, = make_specs({"runtime.num_devices": needed})
+  found = shares.of([spec.config] * runs, workers, runs)
+  assert [share.environment.get("CUDA_VISIBLE_DEVICES")
+          for share in found] == expected
+  # Two workers on a GPU get less than half of its memory each.
+  assert {share.environment.get("XLA_PYTHON_CLIENT_MEM_FRACTION")
+          for share in found} == {"0.450" if workers == 4 else None}
+
+
 def test_a_directory_that_cannot_be_written_fails_its_run_alone(
     make_specs: Callable, tmp_path: pathlib.Path) -> None:
   specs = make_specs({"seed": GOOD, "duration.steps": 20}, {"seed": 10})
@@ -201,13 +265,53 @@ def test_a_damaged_record_stops_the_launch_and_is_named(
 
 def test_a_run_that_another_process_is_at_is_left_to_it(
     make_specs: Callable, tmp_path: pathlib.Path) -> None:
-  spec, = specs = make_specs({})
-  (tmp_path / spec.run_id).mkdir()
-  with open(tmp_path / spec.run_id / ".lock", "w", encoding="utf-8") as file:
-    fcntl.flock(file, fcntl.LOCK_EX)
-    outcome, = sweep.launch(specs, tmp_path, workers=1)  # trains in earnest
-  assert (outcome.state.status, outcome.skipped) == ("running", True)
-  assert not (tmp_path / spec.run_id / "metrics.jsonl").exists()
+  """And waited for, and taken over when it comes to nothing."""
+  theirs, own = specs = make_specs({"duration.steps": 20}, {})
+  run_dir = tmp_path / theirs.run_id
+  run_dir.mkdir()
+  journal, holding = Journal(), contextlib.ExitStack()
+  holding.enter_context(lease.hold(run_dir))
+
+  def tick() -> None:
+    if sweep.ledger.run_state(tmp_path, own.run_id).status == "complete":
+      holding.close()
+  journal.tick = tick
+  outcomes = sweep.launch(
+      specs, tmp_path, workers=1, runner=RUNNER, observer=journal)
+  assert [one.state.status for one in outcomes] == ["complete", "complete"]
+  assert journal.started_ids == [own.run_id, theirs.run_id]
+
+
+def test_what_others_have_done_is_not_done_again(
+    make_specs: Callable, tmp_path: pathlib.Path) -> None:
+  theirs, own = specs = make_specs({"duration.steps": 20}, {})
+  holding, journal = contextlib.ExitStack(), Journal()
+  (tmp_path / theirs.run_id).mkdir()
+  holding.enter_context(lease.hold(tmp_path / theirs.run_id))
+
+  def tick() -> None:
+    if sweep.ledger.run_state(tmp_path, own.run_id).status == "complete":
+      records.write_result(tmp_path / theirs.run_id, dict(
+          status="complete", config_hash=config_lib.config_hash(
+              theirs.config), loss=3.0))
+      holding.close()
+  journal.tick = tick
+  one, _ = sweep.launch(
+      specs, tmp_path, workers=1, runner=RUNNER, observer=journal)
+  assert (one.state.status, one.state.loss, one.skipped) == (
+      "complete", 3.0, True)
+  assert journal.started_ids == [own.run_id]
+
+
+def test_in_this_process(
+    make_specs: Callable, tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch) -> None:
+  monkeypatch.syspath_prepend(str(pathlib.Path(__file__).parent))
+  specs = make_specs({"seed": GOOD}, {"seed": 10})
+  outcomes = sweep.launch(specs, tmp_path, workers=0, runner=RUNNER)
+  assert [one.state.status for one in outcomes] == ["complete", "complete"]
+  assert {_attempts(tmp_path, spec)[0]["pid"] for spec in specs} == {
+      os.getpid()}
 
 
 def test_workers_that_do_not_start_end_the_launch(
@@ -220,10 +324,12 @@ def test_bad_launches_are_refused(
     make_specs: Callable, tmp_path: pathlib.Path) -> None:
   with pytest.raises(sweep.LaunchError, match="'local'"):
     sweep.launch(make_specs({}), tmp_path, launcher="locl")
-  with pytest.raises(sweep.LaunchError, match="at least 1"):
-    sweep.launch(make_specs({}), tmp_path, workers=0)
+  with pytest.raises(sweep.LaunchError, match="at least 0"):
+    sweep.launch(make_specs({}), tmp_path, workers=-1)
+  with pytest.raises(sweep.LaunchError, match="no options.*time"):
+    sweep.launch(make_specs({}), tmp_path, options={"time": 3})
   (tmp_path / "file").touch()
-  with pytest.raises(sweep.LaunchError, match="cannot be written.*file"):
+  with pytest.raises(sweep.LaunchError, match="cannot be used.*file"):
     sweep.launch(make_specs({}), tmp_path / "file", workers=1)
   with pytest.raises(config_lib.ConfigError, match="cpu_tuning"):
     sweep.launch(make_specs(

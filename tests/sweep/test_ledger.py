@@ -6,11 +6,16 @@ import json
 import pathlib
 import subprocess
 import sys
+import threading
+import time
 from typing import Iterator
 
+import ml_collections
 import pytest
 
+from tfjax import sweep
 from tfjax.sweep import ledger
+from tfjax.train import lease
 from tfjax.train import records
 
 RUN = "run-1"
@@ -32,9 +37,9 @@ def test_pending_until_something_has_begun(tmp_path: pathlib.Path) -> None:
 
 
 HOLDER = """
-import fcntl, sys, time
-with open(sys.argv[1], "w") as file:
-  fcntl.flock(file, fcntl.LOCK_EX)
+import sys, time
+from tfjax.train import lease
+with lease.hold(sys.argv[1]):
   print("held", flush=True)
   time.sleep(60)
 """
@@ -42,9 +47,8 @@ with open(sys.argv[1], "w") as file:
 
 @contextlib.contextmanager
 def _at_work(workdir: pathlib.Path) -> Iterator[None]:
-  """A process that holds the run's lock, and that is killed at the end."""
-  lock = workdir / RUN / ".lock"
-  with subprocess.Popen([sys.executable, "-c", HOLDER, lock],
+  """A process that holds the run's claim, and that is killed at the end."""
+  with subprocess.Popen([sys.executable, "-c", HOLDER, workdir / RUN],
                         stdout=subprocess.PIPE) as process:
     assert process.stdout.readline() == b"held\n"
     try:
@@ -108,3 +112,101 @@ def test_the_result_tells_how_it_ended(tmp_path: pathlib.Path,
 def test_no_plan_is_said(tmp_path: pathlib.Path) -> None:
   with pytest.raises(FileNotFoundError, match="no sweep was launched"):
     ledger.sweep_state(tmp_path)
+  with pytest.raises(FileNotFoundError, match="no sweep was launched"):
+    ledger.ask(tmp_path, ["run-1"])
+
+
+def _plan(base: ml_collections.ConfigDict,
+          *seeds: int) -> list[sweep.RunSpec]:
+  return sweep.plan(base, [
+      {"seed": seed, "tracking.tags": ("a", f"s{seed}")} for seed in seeds])
+
+
+def test_specs_come_back_as_they_were_planned(
+    base: ml_collections.ConfigDict, tmp_path: pathlib.Path) -> None:
+  """Without the experiment file."""
+  specs = _plan(base, 0, 1, 2)
+  ledger.write_plan(tmp_path, "one", specs)
+  found = ledger.read_specs(tmp_path)
+  assert [(one.run_id, one.config, one.budget) for one in found] == [
+      (one.run_id, one.config, one.budget) for one in specs]
+  assert [one.overrides["seed"] for one in found] == [0, 1, 2]
+  row = ledger.read_plan(tmp_path)["runs"][1]
+  # What all have in common is there once.
+  assert row["config"] == {"seed": 1, "tracking.tags": ["a", "s1"]}
+  assert row["flops_total"] == specs[1].budget.flops_total
+
+
+def test_several_sweeps_share_a_directory_and_their_runs(
+    base: ml_collections.ConfigDict, tmp_path: pathlib.Path) -> None:
+  ids = [spec.run_id for spec in _plan(base, 0, 1, 2, 3)]
+  ledger.write_plan(tmp_path, "one", _plan(base, 0, 1))
+  ledger.write_plan(tmp_path, "two", _plan(base, 1, 2))
+  plan = ledger.read_plan(tmp_path)
+  assert plan["sweep"] == "two"
+  assert plan["sweeps"] == {"one": ids[:2], "two": ids[1:3]}
+  assert [row["run_id"] for row in plan["runs"]] == ids[:3]
+  assert [one.run_id for one in ledger.read_specs(tmp_path, "one")] == ids[:2]
+  assert ledger.read_plan(tmp_path, "one")["sweep"] == "one"
+  assert len(ledger.sweep_state(tmp_path, "two")) == 2
+  # Launched again, a sweep has what it is now, and comes last.
+  ledger.write_plan(tmp_path, "one", _plan(base, 3))
+  plan = ledger.read_plan(tmp_path)
+  assert list(plan["sweeps"].items()) == [("two", ids[1:3]), ("one", ids[3:])]
+  assert [one.config.seed for one in ledger.read_specs(tmp_path)] == [1, 2, 3]
+  with pytest.raises(FileNotFoundError, match="no sweep 'three'.*'two', 'one'"):
+    ledger.read_specs(tmp_path, "three")
+
+
+def test_a_run_is_asked_for_by_the_file_system_s_clock(
+    base: ml_collections.ConfigDict, tmp_path: pathlib.Path) -> None:
+  def asked() -> list[float]:
+    return [row["asked_at"] for row in ledger.read_plan(tmp_path)["runs"]]
+  specs = _plan(base, 0, 1)
+  ledger.write_plan(tmp_path, "one", specs)
+  first = asked()
+  assert first[0] == first[1]
+  marker = tmp_path / "marker"
+  time.sleep(0.02)  # the kernel's clock for files goes by ticks
+  marker.touch()
+  ledger.ask(tmp_path, [specs[1].run_id])
+  assert asked()[0] == first[0]
+  assert asked()[1] >= marker.stat().st_mtime > first[1]
+  assert ledger.read_specs(tmp_path)[0].config == specs[0].config
+
+
+def test_many_write_the_plan_at_once(
+    base: ml_collections.ConfigDict, tmp_path: pathlib.Path) -> None:
+  specs = _plan(base, *range(6))
+  threads = [threading.Thread(target=ledger.write_plan, args=(
+      tmp_path, f"sweep-{spec.config.seed}", [spec])) for spec in specs]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert {one.run_id for one in ledger.read_specs(tmp_path)} == {
+      one.run_id for one in specs}
+
+
+def test_a_damaged_plan_is_named(
+    base: ml_collections.ConfigDict, tmp_path: pathlib.Path) -> None:
+  (tmp_path / "sweep.json").write_text("[]")
+  with pytest.raises(records.RecordError, match="sweep.json is damaged"):
+    ledger.write_plan(tmp_path, "one", _plan(base, 0))
+
+
+def test_200_states_are_read_in_no_time(tmp_path: pathlib.Path) -> None:
+  rows = "".join(json.dumps(_train(step)) + "\n" for step in range(500))
+  for index in range(200):
+    run_dir = tmp_path / f"run-{index}"
+    run_dir.mkdir()
+    (run_dir / "metrics.jsonl").write_text(rows)
+    (run_dir / "config.json").write_text("{}")
+    with lease.hold(run_dir):
+      pass
+    if index % 2:
+      records.write_result(run_dir, dict(status="complete", steps=500))
+  begun = time.process_time()
+  states = [ledger.run_state(tmp_path, f"run-{i}") for i in range(200)]
+  assert time.process_time() - begun < 1  # 0.03 s as a rule
+  assert [one.status for one in states] == ["interrupted", "complete"] * 100

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The parent's side of a local worker process: start it, talk to it, end it.
 
-Also what of this machine a worker gets. What is to be run, and what became of
-it, is `tfjax.sweep.launch`'s.
+What is to be run is `tfjax.sweep.agenda`'s, what became of it
+`tfjax.sweep.local`'s, what of this machine a worker gets `tfjax.sweep.shares`'.
 """
 
 import contextlib
@@ -18,7 +18,9 @@ from typing import Any, IO, Iterator, Sequence
 
 import tfjax
 from tfjax import config as config_lib
-from tfjax.sweep.plan import RunSpec
+from tfjax.sweep import agenda as agenda_lib
+from tfjax.sweep import shares
+from tfjax.train import out_of_memory
 from tfjax.train import tuning
 
 _TAIL_BYTES = 4000
@@ -32,24 +34,27 @@ class LaunchError(RuntimeError):
 
 
 class Worker:
-  """One worker process and the run that it is at."""
+  """One worker process and the unit that it is at."""
 
-  def __init__(self, runner: str, cores: Sequence[int],
+  def __init__(self, runner: str, share: shares.Share,
                runtime: config_lib.RuntimeConfig,
                mesh: config_lib.MeshConfig):
-    self.cores = tuple(cores)
-    self.spec: RunSpec | None = None
+    self.share = share
+    self.unit: agenda_lib.Unit | None = None
+    self.kernel_kills: int | None = None  # when it was given the unit
     self.is_ready = False
+    self.is_leaving = False
     self._end_by: float | None = None
     self.stderr: IO[bytes] = tempfile.TemporaryFile()
     # -P: modules in the current directory shadow nothing.
     command = [sys.executable, "-P", "-m", "tfjax.sweep.worker", runner]
-    with _pinned(self.cores):  # inherited by the child
+    with _pinned(share.cores):  # inherited by the child
       self.process = subprocess.Popen(
           command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
           stderr=self.stderr,
           env={**_environment(), **tuning.process_environment(
-              runtime, cores=len(self.cores), mesh=mesh)},
+              runtime, cores=len(share.cores), mesh=mesh),
+               **share.environment},
           # Its own group: out of reach of the terminal's Ctrl-C, and its
           # children can be ended with it.
           process_group=0)
@@ -59,14 +64,13 @@ class Worker:
   def fileno(self) -> int:
     return self.process.stdout.fileno()
 
-  def give(self, spec: RunSpec, workdir: pathlib.Path, sweep: str) -> None:
-    task = dict(
-        run_id=spec.run_id, workdir=str(workdir), sweep=sweep,
-        config=config_lib.to_dict(spec.config))
-    self.spec = spec
+  def give(self, unit: agenda_lib.Unit, workdir: pathlib.Path,
+           sweep: str) -> None:
+    self.unit, self.kernel_kills = unit, out_of_memory.kernel_kills()
     # A worker that has just died is found dead by its closed output.
     with contextlib.suppress(BrokenPipeError):
-      self.process.stdin.write(json.dumps(task).encode() + b"\n")
+      self.process.stdin.write(
+          json.dumps(task(unit, workdir, sweep)).encode() + b"\n")
       self.process.stdin.flush()
 
   def read(self) -> tuple[list[dict[str, Any]], bool]:
@@ -77,6 +81,7 @@ class Worker:
 
   def hang_up(self) -> None:
     """Tells an idle worker that there is nothing more to do."""
+    self.is_leaving = True
     with contextlib.suppress(BrokenPipeError):
       self.process.stdin.close()
     self.expect_end(_END_SECONDS)
@@ -108,6 +113,15 @@ class Worker:
     return tail(self.stderr)
 
 
+def task(unit: agenda_lib.Unit, workdir: pathlib.Path,
+         sweep: str) -> dict[str, Any]:
+  """A unit as a worker is told of it, in JSON."""
+  return dict(
+      runner=unit.runner, workdir=str(workdir), sweep=sweep,
+      runs=[dict(run_id=spec.run_id, config=config_lib.to_dict(spec.config))
+            for spec in unit.specs], options=dict(unit.options))
+
+
 def tail(file: IO[bytes]) -> str:
   """The end of a text file."""
   size = file.seek(0, os.SEEK_END)
@@ -123,9 +137,7 @@ def cause_of_death(status: int) -> str:
     name = signal.Signals(-status).name
   except ValueError:
     name = f"signal {-status}"
-  hint = (", which the system also sends when memory runs out"
-          if -status == signal.SIGKILL else "")
-  return f"the worker process was killed by {name}{hint}"
+  return f"the worker process was killed by {name}"
 
 
 def _environment() -> dict[str, str]:

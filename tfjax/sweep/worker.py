@@ -6,12 +6,13 @@
 Speaks JSON lines: tasks come on standard input, answers go to what was
 standard output when it started. Everything that the run itself prints, from
 Python or from C, goes to its log.txt. The process keeps its compiled programs
-from run to run and ends at the end of its input: when the parent is done, and
+from unit to unit and ends at the end of its input: when the parent is done, and
 also when the parent is dead.
 """
 
 import contextlib
 import faulthandler
+import functools
 import importlib
 import json
 import os
@@ -21,10 +22,12 @@ import signal
 import sys
 import threading
 import traceback
-from typing import Any, Callable, IO, Iterator
+from typing import Any, Callable, IO, Iterator, Mapping
 
 from tfjax import config as config_lib
+from tfjax.sweep import agenda
 from tfjax.sweep import ledger
+from tfjax.train import lease
 from tfjax.train import loop
 
 # What an orphan may take to write a checkpoint, in seconds.
@@ -40,17 +43,17 @@ def main(arguments: list[str]) -> int:
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   signal.signal(signal.SIGTERM, _exit)
   faulthandler.enable(2)
-  runner = _load_runner(arguments[0])
+  load_runner(arguments[0])  # now: what cannot be imported is told at once
   inbox: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
   busy = threading.Event()
   threading.Thread(
       target=_listen, args=(tasks, inbox, busy), daemon=True).start()
   _say(answers, event="ready", pid=os.getpid())
   while (task := inbox.get()) is not None:
-    answer = _run(runner, task)
+    answer = _run(task)
     busy.clear()
     try:
-      _say(answers, run_id=task["run_id"], **answer)
+      _say(answers, **answer)
     except BrokenPipeError:
       return 0
     # After a failure memory may have leaked and state may be broken: a fresh
@@ -60,26 +63,50 @@ def main(arguments: list[str]) -> int:
   return 0
 
 
-def _run(runner: Runner, task: dict[str, Any]) -> dict[str, Any]:
-  """Runs one task; the answer says how it ended, the records the rest."""
-  log = pathlib.Path(task["workdir"]) / task["run_id"] / ledger.LOG
-  config = config_lib.from_dict(task["config"])
+def perform(runner: Runner, task: Mapping[str, Any]) -> dict[str, Any]:
+  """Does one task in this process; the answer says how it ended, the records
+  the rest.
+
+  Its event is finished, interrupted (by a signal), paused (where it was told
+  to), busy (it is another process's) or failed, with the `reason`.
+  """
+  configs = [config_lib.from_dict(run["config"]) for run in task["runs"]]
+  run_ids = [run["run_id"] for run in task["runs"]]
+  given = dict(sweep=task["sweep"], **task["options"])
   try:
-    log.parent.mkdir(parents=True, exist_ok=True)
-    log.touch()
+    if task["runner"] == agenda.ENSEMBLE_RUNNER:
+      found = runner(configs, task["workdir"], run_ids=run_ids, **given)
+    else:
+      found = [runner(configs[0], task["workdir"], run_id=run_ids[0], **given)]
+  except (loop.RunDirectoryBusyError, lease.LostError) as error:
+    print(error, file=sys.stderr)
+    return dict(event="busy")
+  except Exception as error:  # the sweep goes on without this run
+    traceback.print_exc()
+    return dict(event="failed", reason=_reason(error))
+  stopped = [one for one in found if one.status == "interrupted"]
+  if not stopped:
+    return dict(event="finished")
+  paused = task["options"].get("until_step") is not None and all(
+      one.stopped_by is None for one in stopped)
+  return dict(event="paused" if paused else "interrupted")
+
+
+def _run(task: Mapping[str, Any]) -> dict[str, Any]:
+  """`perform`, with its output in the log of the first of its runs."""
+  logs = [pathlib.Path(task["workdir"]) / run["run_id"] / ledger.LOG
+          for run in task["runs"]]
+  try:
+    for log in logs:
+      log.parent.mkdir(parents=True, exist_ok=True)
+      log.touch()
+    for log in logs[1:]:
+      with open(log, "a", encoding="utf-8") as file:
+        file.write(f"in one step with {logs[0].parent.name}: see its log\n")
   except OSError as error:  # a full disk, say
     return dict(event="failed", reason=_reason(error))
-  with _output_to(log):
-    try:
-      record = runner(config, task["workdir"], sweep=task["sweep"],
-                      run_id=task["run_id"])
-    except loop.RunDirectoryBusyError:
-      return dict(event="busy")
-    except Exception as error:  # the sweep goes on without this run
-      traceback.print_exc()
-      return dict(event="failed", reason=_reason(error))
-  interrupted = record.status == "interrupted"
-  return dict(event="interrupted" if interrupted else "finished")
+  with _output_to(logs[0]):
+    return perform(load_runner(task["runner"]), task)
 
 
 def _reason(error: Exception) -> str:
@@ -137,7 +164,9 @@ def _say(answers: IO[str], **message: Any) -> None:
   answers.flush()
 
 
-def _load_runner(name: str) -> Runner:
+@functools.cache
+def load_runner(name: str) -> Runner:
+  """The function of a "module:function"."""
   module, _, function = name.partition(":")
   return getattr(importlib.import_module(module), function)
 

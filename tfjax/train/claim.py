@@ -7,16 +7,16 @@ finds reaches the others through `shared`.
 
 import contextlib
 import dataclasses
-import fcntl
 import json
+import os
 import pathlib
-import time
 from typing import Any, Callable, Iterator, Mapping
 
 from tfjax import config as config_lib
 from tfjax.data import corpora
 from tfjax.data import store as store_lib
 from tfjax.train import cluster
+from tfjax.train import lease
 from tfjax.train import records
 
 
@@ -26,26 +26,28 @@ class RunDirectoryBusyError(RuntimeError):
 
 @contextlib.contextmanager
 def directory(run_dir: pathlib.Path) -> Iterator[None]:
-  """Holds the run directory; the system lets go when the process dies.
+  """Holds the run directory; `tfjax.train.lease` says how.
+
+  A process that has lost it to another, after it stood still, gets a
+  `lease.LostError` when it next writes a file of the run.
 
   Raises:
     RunDirectoryBusyError: another process has it.
   """
   run_dir.mkdir(parents=True, exist_ok=True)
-  with open(run_dir / records.LOCK, "w", encoding="utf-8") as file:
-    # Several tries: whoever looks whether a run is going on holds the lock
-    # for a moment.
-    for attempt in range(5):
-      try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        break
-      except BlockingIOError:
-        if attempt == 4:
-          raise RunDirectoryBusyError(
-              f"another process is training in {run_dir}; wait for it, or "
-              "stop it") from None
-        time.sleep(0.1)
+  with contextlib.ExitStack() as stack:
+    try:
+      stack.enter_context(lease.hold(run_dir))
+    except lease.BusyError as error:
+      raise RunDirectoryBusyError(
+          f"another process is training in {run_dir} ({error.holder}); wait "
+          "for it, or stop it") from None
     yield
+
+
+def is_held(run_dir: str | os.PathLike[str]) -> bool:
+  """Whether a living process holds the run directory."""
+  return lease.holder(run_dir) is not None
 
 
 def finished_record(
@@ -65,10 +67,7 @@ def finished_record(
         {} if held is None else differences(held, config)))
   refuse_other_store(run_dir, "was finished", result.get("token_store"),
                      _store_name(config.data))
-  known = {field.name for field in dataclasses.fields(records.RunRecord)}
-  # Another version of the code may have written more.
-  return records.RunRecord(
-      **{name: value for name, value in result.items() if name in known})
+  return records.record_of(result)
 
 
 def prepare(run_dir: pathlib.Path,

@@ -7,7 +7,6 @@ training goes on.
 
 import dataclasses
 import logging
-import pathlib
 
 import jax
 from jax.experimental import multihost_utils
@@ -24,6 +23,7 @@ from tfjax.data import store as store_lib
 from tfjax.data import vocabulary as vocabulary_lib
 from tfjax.train import claim
 from tfjax.train import cluster
+from tfjax.train import compilation
 from tfjax.train import optimizers
 from tfjax.train import sharding
 from tfjax.train import step as step_lib
@@ -46,6 +46,7 @@ class Parts:
   objective: objectives.Objective
   batches: objectives.TrainingBatches
   evaluation_batches: objectives.EvaluationBatches
+  compiled_before: compilation.Counts  # by this process, before the run
 
   def num_bytes(self, targets: Int[np.ndarray, "P"]) -> float:
     """Bytes of text that targets stand for."""
@@ -67,7 +68,8 @@ def make(given: config_lib.ExperimentConfig) -> Parts:
     ConfigError: the config does not fit the data or the devices.
     DataError: the corpus cannot be used, or processes see different ones.
   """
-  _use_compilation_cache(given.runtime)
+  compilation.use_cache(given.runtime)
+  compiled_before = compilation.counts()
   store = _open_store(given.data)
   vocabulary = vocabulary_lib.of(given, store.tokenizer())
   config = budget_lib.with_vocabulary(given, vocabulary.size)
@@ -97,7 +99,8 @@ def make(given: config_lib.ExperimentConfig) -> Parts:
       batches=objectives.TrainingBatches(
           objective, batches, config.objective.seed),
       evaluation_batches=objectives.EvaluationBatches(
-          objective, evaluation_batches, config.objective.seed))
+          objective, evaluation_batches, config.objective.seed),
+      compiled_before=compiled_before)
 
 
 def _open_store(data: config_lib.DataConfig) -> store_lib.TokenStore:
@@ -130,12 +133,3 @@ def _warn_of_cut_pairs(windows: batches_lib.TextWindows |
       _LOG.warning(
           "%s of %s training pairs have a %s longer than %s; what is over is "
           "cut off", f"{count:,}", f"{len(windows):,}", side, key)
-
-
-def _use_compilation_cache(runtime: config_lib.RuntimeConfig) -> None:
-  """Compiled programs are kept on disk over processes."""
-  directory = runtime.compilation_cache_dir
-  if directory:
-    directory = str(pathlib.Path(directory).expanduser())
-    jax.config.update("jax_compilation_cache_dir", directory)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
