@@ -134,6 +134,24 @@ def test_a_branch_waits_for_its_trunk_s_checkpoint(shop: Callable) -> None:
       run_id=sweep_.specs[trunk].run_id, step=step)
 
 
+def test_a_later_launch_of_what_is_left_knows_the_trunk(
+    shop: Callable) -> None:
+  """Neither does a branch begin anew, nor is it taken for another's trunk."""
+  sweep_ = shop(WSD, *STEPS)
+  assert sweep_.take() == [1]
+  for step in sweep_.unit.options["keep_steps"]:
+    (sweep_.directory(1) / "checkpoints" / str(step)).mkdir(parents=True)
+  sweep_.write(1, "complete")
+  sweep_.agenda = agenda_lib.Agenda(
+      [sweep_.specs[0], sweep_.specs[2]], sweep_.workdir)
+  assert sweep_.take() == [2]
+  given = sweep_.unit.options
+  assert given["branch"]["run_id"] == sweep_.specs[1].run_id
+  assert "keep_steps" not in given
+  assert sweep_.take() == [0]
+  assert sweep_.unit.options["branch"]["run_id"] == sweep_.specs[1].run_id
+
+
 def test_a_branch_goes_on_alone_once_its_trunk_has_failed(
     shop: Callable) -> None:
   sweep_, trunk, _ = _trunk(shop)

@@ -75,8 +75,12 @@ class Agenda:
     self._alone: set[str] = set()  # they wait for nobody any more
     self._stuck_since: float | None = None
     self._settled: list[RunSpec] = []  # and not told yet
-    self._branches = branch.options(specs)
-    self._rungs = {spec.run_id: group for group in halving.groups(specs)
+    # Who shares what with whom is of all that is planned: of what is left
+    # alone, a done trunk's branches would share another, or none.
+    self._planned = ledger.read_specs(workdir)
+    self._branches = branch.options(self._planned)
+    self._rungs = {spec.run_id: group
+                   for group in halving.groups(self._planned)
                    for spec in group}
     self._groups = self._grouped(specs, workers)
 
@@ -222,9 +226,8 @@ class Agenda:
   def _settle(self, spec: RunSpec) -> None:
     del self._open[spec.run_id]
     self._settled.append(spec)
-    if "branch" in self._branches.get(spec.run_id, {}):
-      branch.clean(self._workdir, [
-          spec for group in self._groups for spec in group])
+    if spec.run_id in self._branches:
+      branch.clean(self._workdir, self._planned)
 
   def _is_settled(self, spec: RunSpec) -> bool:
     """By what is on file of a run that nobody is at."""

@@ -10,7 +10,7 @@ import os
 import pathlib
 import secrets
 import time
-from typing import Any, Mapping, Sequence
+from typing import Any, Sequence
 
 from tfjax.sweep import display
 from tfjax.sweep import forecast
