@@ -5,6 +5,7 @@
     scripts/bench.py --generate
     scripts/bench.py --scale [--json=FILE]
     scripts/bench.py --fit [--json=FILE]
+    scripts/bench.py --ensemble [--json=FILE]
     scripts/bench.py --peak [--json=FILE]
     scripts/bench.py --device=gpu [--shapes=124M,350M,1.3B] [--json=FILE]
 
@@ -19,6 +20,7 @@ greedy generation with a key-value cache (scripts/bench_generation.py): rates
 are of new tokens, in the time of prompts and new tokens together. `--scale` is
 what meshes, depth, restarts, input and checkpoints cost (bench_scale.py),
 `--fit` how fast laws are fitted, beside scipy and vpnls (bench_fit.py),
+`--ensemble` how fast runs train in one step (bench_ensemble.py),
 `--peak` what the devices of this host reach in matrix products and memory
 bandwidth, kept in ~/.cache/tfjax/peaks.json (or TFJAX_PEAKS) as the peak where
 no vendor states one (bench_peak.py), and `--device` utilisation of an
@@ -60,6 +62,8 @@ _GENERATE = flags.DEFINE_bool("generate", False, "measure generation")
 _SCALE = flags.DEFINE_bool(
     "scale", False, "measure what scale costs, on simulated devices")
 _FIT = flags.DEFINE_bool("fit", False, "measure fits of scaling laws")
+_ENSEMBLE = flags.DEFINE_bool(
+    "ensemble", False, "measure runs that train in one step")
 _PEAK = flags.DEFINE_bool(
     "peak", False, "measure and keep what the devices of this host reach")
 _DEVICE = flags.DEFINE_string(
@@ -439,6 +443,9 @@ def main(argv: list[str]) -> None:
     tuning.restart_tuned(config_lib.RuntimeConfig())
     import bench_peak
     write_json(bench_peak.main())
+  elif _ENSEMBLE.value:
+    import bench_ensemble
+    write_json(bench_ensemble.main(_ROUNDS.value))
   elif _FIT.value:
     import bench_fit
     write_json(bench_fit.main(_ROUNDS.value))

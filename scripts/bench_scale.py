@@ -91,7 +91,7 @@ def sharding_overhead(rounds: int) -> dict[str, float]:
   plain_state = jax.device_put(plain_state)
   with_mesh = steps.compiled_train(batch)
   # Not under jax.set_mesh: every constraint is a no-op.
-  plain = jax.jit(steps._train, donate_argnums=0).lower(
+  plain = jax.jit(steps.functions.train, donate_argnums=0).lower(
       plain_state, batch).compile()
   times: dict[str, list[float]] = {"mesh": [], "plain": []}
   for i in range(rounds + 1):

@@ -348,7 +348,7 @@ def test_a_completed_model_stays_as_it_is() -> None:
     unset = {entry.name for entry in dataclasses.fields(model)
              if getattr(model, entry.name) is None}
     assert unset - {"rotary_base_local"} == {
-        "vocab_size", "base_d_model", "base_num_layers"}
+        "vocab_size", "base_d_model", "base_head_dim", "base_num_layers"}
 
 
 # --- Ways in and out ---------------------------------------------------------

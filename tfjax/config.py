@@ -354,6 +354,40 @@ def _refuse_idle_fields(model: ModelConfig) -> None:
           f"leave it at {usual[key]!r}")
 
 
+# What each parametrization is relative to.
+_BASES = {"standard": (), "mup": ("base_d_model", "base_head_dim"),
+          "complete_p": ("base_d_model", "base_head_dim", "base_num_layers")}
+
+
+def _check_parametrization(model: ModelConfig) -> None:
+  name = model.parametrization
+  own = {"base_d_model": "d_model", "base_head_dim": "head_dim",
+         "base_num_layers": "num_layers"}
+  for key, field in own.items():
+    given, wanted = getattr(model, key) is not None, key in _BASES[name]
+    if wanted and not given:
+      raise ConfigError(
+          f"model.{key}", f"is what model.parametrization={name!r} is relative "
+          f"to; set it to the {field} of the model that learning rate and "
+          f"init_std were tuned for (this model's is {getattr(model, field)})")
+    if given and not wanted:
+      users = [user for user, keys in _BASES.items() if key in keys]
+      raise ConfigError(
+          f"model.{key}", "changes nothing unless model.parametrization is "
+          f"{' or '.join(map(repr, users))}; it is {name!r}; leave it unset")
+  if name == "complete_p":
+    if model.norm_position != "pre":
+      raise ConfigError(
+          "model.parametrization", "'complete_p' scales what is added to a "
+          f"pre-norm stream; {model.family} has model.norm_position="
+          f"{model.norm_position!r}; valid: 'mup', 'standard'")
+    if model.num_encoder_layers != model.num_layers:
+      raise ConfigError(
+          "model.num_encoder_layers", "must be model.num_layers, here "
+          f"{model.num_layers}, under model.parametrization='complete_p', "
+          "which knows one depth")
+
+
 def _derived_fields(model: ModelConfig) -> ModelConfig:
   """Sets what is still unset from other fields."""
   heads, given = model.num_heads, {}
@@ -395,6 +429,7 @@ def _checked_model(model: ModelConfig) -> ModelConfig:
     raise ConfigError("model.d_model", "sinusoidal positions need an even "
                       f"width, not {model.d_model}")
   _refuse_idle_fields(model)
+  _check_parametrization(model)
   if model.window and model.positions == "relative":
     raise ConfigError("model.window", "is not for relative positions; set it "
                       "to 0 or choose other positions")

@@ -176,6 +176,10 @@ class ModelConfig:
   base_d_model: int | None = field(
       None, "width that learning rate, init_std and the rest are given for "
       "(parametrization=mup, complete_p)", at_least(1), added=True)
+  base_head_dim: int | None = field(
+      None, "width of a head that they are given for: this model's where heads "
+      "grow in number with d_model (parametrization=mup, complete_p)",
+      at_least(1), added=True)
   base_num_layers: int | None = field(
       None, "depth that they are given for (parametrization=complete_p)",
       at_least(1), added=True)

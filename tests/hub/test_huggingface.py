@@ -22,6 +22,7 @@ from tfjax.hub import huggingface
 from tfjax.hub import model_types
 from tfjax.hub import settings as settings_lib
 from tfjax.models import families
+from tfjax.models import inputs as inputs_lib
 from tfjax.models import transformer
 from tfjax.train import sharding
 
@@ -112,6 +113,23 @@ def test_what_is_saved_is_loaded_scanned_or_not(
   hub.save(scanned, stacked, tmp_path / "b", max_shard_bytes=10_000)
   assert len(list((tmp_path / "b").glob("model-*.safetensors"))) > 1
   assert equal(hub.load(tmp_path / "b")[1], params)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "bert"])
+def test_a_model_parametrized_by_its_width_is_saved_as_a_standard_one(
+    family: str, tmp_path: pathlib.Path) -> None:
+  config = make(family, parametrization="mup", base_d_model=6,
+                base_head_dim=3)
+  hub.save(config, weights(config), tmp_path / "model")
+  loaded, params = hub.load(tmp_path / "model")
+  assert loaded.parametrization == "standard"
+  inputs = inputs_lib.Inputs(jnp.arange(8)[None])
+  ours, theirs, unfolded = (
+      transformer.create(one).apply({"params": values}, inputs)
+      for one, values in ((config, weights(config)), (loaded, params),
+                          (loaded, weights(config))))
+  np.testing.assert_allclose(theirs, ours, rtol=1e-4, atol=1e-4)
+  assert np.abs(unfolded - ours).max() > 0.1
 
 
 def test_shards_are_loaded_each_by_itself(tmp_path: pathlib.Path) -> None:

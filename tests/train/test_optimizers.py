@@ -14,6 +14,7 @@ from tfjax.train import optimizers
 
 CONFIG = config_lib.OptimizerConfig(
     learning_rate=2.0, warmup_steps=2, final_fraction=0.1)
+STANDARD = config_lib.ModelConfig()
 
 
 def rates(total: int, **fields) -> np.ndarray:
@@ -81,20 +82,20 @@ def test_a_warmup_that_does_not_fit_is_refused() -> None:
 
 # --- AdamW -------------------------------------------------------------------
 
-PARAMS = {"dense": {"kernel": jnp.array([[1.0, -2.0], [3.0, 0.5]]),
-                    "bias": jnp.array([1.0, -1.0])},
+PARAMS = {"up": {"kernel": jnp.array([[1.0, -2.0], [3.0, 0.5]]),
+                 "bias": jnp.array([1.0, -1.0])},
           "norm": {"scale": jnp.array([1.0, 2.0])},
-          "embed": {"embedding": jnp.array([[0.3, -0.7]])}}
+          "token_embedding": {"embedding": jnp.array([[0.3, -0.7]])}}
 
 
 def test_weight_decay_covers_matrices_and_raises_on_what_it_does_not_know(
 ) -> None:
   assert optimizers.decay_mask(PARAMS) == {
-      "dense": {"kernel": True, "bias": False}, "norm": {"scale": False},
-      "embed": {"embedding": True}}
-  with pytest.raises(ValueError, match="covers the parameter dense/kernal.*"
-                     "known names: kernel"):
-    optimizers.decay_mask({"dense": {"kernal": jnp.ones(2)}})
+      "up": {"kernel": True, "bias": False}, "norm": {"scale": False},
+      "token_embedding": {"embedding": True}}
+  with pytest.raises(ValueError, match="covers the parameter up/kernal; .*"
+                     "up/kernel.*scale"):
+    optimizers.decay_mask({"up": {"kernal": jnp.ones(2)}})
 
 
 @pytest.mark.parametrize("clip_norm", [None, 0.5])
@@ -104,12 +105,12 @@ def test_updates_are_those_of_optax_adamw(clip_norm: float | None) -> None:
       epsilon=1e-3)
   rate = 0.05
   theirs = optax.adamw(rate, 0.8, 0.9, 1e-3, weight_decay=0.3, mask={
-      "dense": {"kernel": True, "bias": False}, "norm": {"scale": False},
-      "embed": {"embedding": True}})
+      "up": {"kernel": True, "bias": False}, "norm": {"scale": False},
+      "token_embedding": {"embedding": True}})
   if clip_norm:
     theirs = optax.chain(optax.clip_by_global_norm(clip_norm), theirs)
   ours = optimizers.make_optimizer(
-      optimizers.make_hyperparameters(config, 10))
+      optimizers.make_hyperparameters(config, 10), STANDARD)
   params = expected = PARAMS
   state, their_state = ours.init(params), theirs.init(params)
   for step in range(4):
@@ -122,7 +123,7 @@ def test_updates_are_those_of_optax_adamw(clip_norm: float | None) -> None:
     expected = optax.apply_updates(expected, updates)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5),
                params, expected)
-  assert not np.allclose(params["dense"]["kernel"], PARAMS["dense"]["kernel"])
+  assert not np.allclose(params["up"]["kernel"], PARAMS["up"]["kernel"])
 
 
 def test_the_first_update_by_hand() -> None:
@@ -130,9 +131,58 @@ def test_the_first_update_by_hand() -> None:
   config = dataclasses.replace(CONFIG, clip_norm=None, weight_decay=0.1,
                                epsilon=1e-12)
   optimizer = optimizers.make_optimizer(
-      optimizers.make_hyperparameters(config, 10))
-  params = {"kernel": jnp.array([4.0, -4.0]), "bias": jnp.array([4.0])}
-  gradient = {"kernel": jnp.array([0.2, 7.0]), "bias": jnp.array([-3.0])}
+      optimizers.make_hyperparameters(config, 10), STANDARD)
+  params = {"up": {"kernel": jnp.array([4.0, -4.0]),
+                   "bias": jnp.array([4.0])}}
+  gradient = {"up": {"kernel": jnp.array([0.2, 7.0]),
+                     "bias": jnp.array([-3.0])}}
   updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+  updates = updates["up"]
   np.testing.assert_allclose(updates["kernel"], [1 + 0.4, 1 - 0.4], rtol=1e-5)
   np.testing.assert_allclose(updates["bias"], [-1.0], rtol=1e-5)
+
+
+def test_each_parameters_own_numbers_by_hand() -> None:
+  """Width four times the base's, depth twice: 1/4 of the rate, 1/8 of epsilon
+  and four times the decay for what is hidden."""
+  config = dataclasses.replace(CONFIG, clip_norm=None, weight_decay=0.1,
+                               epsilon=0.8)
+  model = config_lib.complete_model(config_lib.ModelConfig(
+      d_model=64, num_layers=4, num_heads=4, parametrization="complete_p",
+      base_d_model=16, base_head_dim=16, base_num_layers=2))
+  optimizer = optimizers.make_optimizer(
+      optimizers.make_hyperparameters(config, 10), model)
+  params = {"block_0": {"up": {"kernel": jnp.array([4.0, -4.0]),
+                               "bias": jnp.array([4.0])}},
+            "token_embedding": {"embedding": jnp.array([2.0])},
+            "head_bias": {"bias": jnp.array([5.0])}}
+  gradient = {"block_0": {"up": {"kernel": jnp.array([0.3, -0.1]),
+                                 "bias": jnp.array([0.4])}},
+              "token_embedding": {"embedding": jnp.array([-0.2])},
+              "head_bias": {"bias": jnp.array([0.8])}}
+  updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+  np.testing.assert_allclose(
+      updates["block_0"]["up"]["kernel"],
+      [0.25 * (0.3 / (0.3 + 0.1) + 0.4 * 4), 0.25 * (-0.1 / 0.2 - 0.4 * 4)],
+      rtol=1e-5)
+  np.testing.assert_allclose(updates["block_0"]["up"]["bias"],
+                             [0.4 / (0.4 + 0.1)], rtol=1e-5)
+  np.testing.assert_allclose(updates["token_embedding"]["embedding"],
+                             [-0.2 / (0.2 + 0.2) + 0.1 * 2], rtol=1e-5)
+  np.testing.assert_allclose(updates["head_bias"]["bias"],
+                             [0.8 / (0.8 + 0.8)], rtol=1e-5)
+
+
+def test_weight_decay_shrinks_by_as_much_at_every_width() -> None:
+  """Of a parameter without a gradient: rate x decay, whatever the width."""
+  for name in ("standard", "mup"):
+    base = {} if name == "standard" else dict(base_d_model=16,
+                                              base_head_dim=16)
+    model = config_lib.complete_model(config_lib.ModelConfig(
+        d_model=64, num_layers=1, num_heads=4, parametrization=name, **base))
+    optimizer = optimizers.make_optimizer(optimizers.make_hyperparameters(
+        dataclasses.replace(CONFIG, weight_decay=0.1), 10), model)
+    params = {"up": {"kernel": jnp.array([3.0])}}
+    updates, _ = optimizer.update(
+        jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    np.testing.assert_allclose(updates["up"]["kernel"], [0.3], rtol=1e-6)

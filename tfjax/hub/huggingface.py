@@ -31,6 +31,7 @@ from tfjax.hub import mappings
 from tfjax.hub import settings as settings_lib
 from tfjax.hub import weights
 from tfjax.models import inputs as inputs_lib
+from tfjax.models import parametrization
 from tfjax.models import transformer
 
 # What of a directory a tokenizer may consist of.
@@ -105,6 +106,9 @@ def save(
 ) -> None:
   """Writes a directory that transformers loads, weights as safetensors.
 
+  Those of a model that is parametrized by width or depth are written as a
+  standard one's (`parametrization.fold`), which computes the same.
+
   Args:
     config: complete, as `load` or `tfjax.config.complete_model` gives it.
     params: its parameters, of scanned layers or not as the config says.
@@ -120,9 +124,11 @@ def save(
       the directory holds a model, or a weight is too large for dtype.
   """
   directory, dtype = pathlib.Path(directory), np.dtype(dtype)
+  # transformers knows no multipliers.
+  config, params = parametrization.fold(config, nn.meta.unbox(params))
   settings = settings_lib.write(config, token_ids or {})
   kind = settings["model_type"]
-  flat = traverse_util.flatten_dict(nn.meta.unbox(params), sep="/")
+  flat = traverse_util.flatten_dict(params, sep="/")
   shapes = shapes_of(
       transformer.abstract_parameters(transformer.create(config)))
   wrong = [f"{path} {tuple(flat[path].shape)}, not {shape}"

@@ -19,6 +19,7 @@ from tfjax.models import attention_choice
 from tfjax.models import attention_shards
 from tfjax.models import layers
 from tfjax.models import masks
+from tfjax.models import parametrization
 
 
 class Attention(nn.Module):
@@ -72,18 +73,15 @@ class Attention(nn.Module):
     inner = config.num_heads * config.head_dim
     return layers.Projection(
         config, self.backend, (inner, config.d_model), ("heads", "embed"),
-        residual=True, name="output")(
+        name="output")(
             out_BTNH.reshape(*out_BTNH.shape[:2], inner))
 
   def _heads(self, name: str, x_BTD: Array, count: int) -> Array:
     config = self.config
     axis = "heads" if name == "query" else "kv_heads"
-    # Scores that are not divided by sqrt(head_dim) start as if they were.
-    scale = (config.head_dim ** -0.5
-             if name == "query" and not config.scale_scores else 1.0)
     y_BTD = layers.Projection(
         config, self.backend, (config.d_model, count, config.head_dim),
-        ("embed", axis, "head_dim"), fan_in_scale=scale, name=name)(x_BTD)
+        ("embed", axis, "head_dim"), name=name)(x_BTD)
     y_BTNH = y_BTD.reshape(*y_BTD.shape[:2], count, config.head_dim)
     return layers.constrain(y_BTNH.swapaxes(1, 2),
                             "batch", axis, "length", None)
@@ -133,7 +131,8 @@ class Attention(nn.Module):
               mask: masks.Mask, bias_NTS: Array | None,
               local: bool | Array) -> Array:
     config = self.config
-    scale = config.head_dim ** -0.5 if config.scale_scores else 1.0
+    scale = parametrization.score_multiplier(config)
+    self._record_scores(q_BNTH, k_BKSH, scale)
 
     def attend(mask, q_BNTH, k_BKSH, v_BKSH):
       name, _ = attention_choice.choose(
@@ -153,6 +152,16 @@ class Attention(nn.Module):
         local, lambda *heads: attend(near, *heads),
         lambda *heads: attend(mask, *heads), q_BNTH, k_BKSH, v_BKSH)
 
+  def _record_scores(self, q_BNTH: Array, k_BKSH: Array,
+                     scale: float) -> None:
+    """Keeps what the softmax is taken of, without bias and mask, for whoever
+    asks for "intermediates"; no form of attention keeps it itself."""
+    if not self.is_mutable_collection("intermediates"):
+      return
+    groups = q_BNTH.shape[1] // k_BKSH.shape[1]
+    self.sow("intermediates", "scores", scale * jnp.einsum(
+        "bnth,bnsh->bnts", q_BNTH, jnp.repeat(k_BKSH, groups, 1)))
+
 
 class RelativeBias(nn.Module):
   """T5's bias of scores by bucketed distance (Raffel et al. 2020, §2.1)."""
@@ -165,7 +174,8 @@ class RelativeBias(nn.Module):
       Array, "N T S"]:
     config = self.config
     table_RN = layers.parameter(
-        self, "embedding", layers.initializer(config, 1.0),
+        self, "embedding", parametrization.initializer(
+            config, ("relative_bias", "embedding"), config.relative_buckets),
         (config.relative_buckets, config.num_heads), ("buckets", "heads"))
     # Buckets of all distances are made on the host, where logarithms of
     # exact powers come out exact.

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 import numpy as np
 
 from tfjax import config as config_lib
+from tfjax.models import parametrization
 
 # The closed vocabulary of logical axes. `tfjax.train.sharding` maps each one
 # to a mesh axis; a name that is not here raises where it is used, as Linen
@@ -78,6 +79,11 @@ def constrain(x: Array, *axes: str | None) -> Array:
         f"an activation of shape {x.shape} has the axes {axes}; each dimension "
         f"needs one of {sorted(ACTIVATION_AXES)} or None")
   return nn.with_logical_constraint(x, axes)
+
+
+def scaled(x: Array, multiplier: float) -> Array:
+  """x * multiplier; nothing where that is 1."""
+  return x if multiplier == 1 else x * multiplier
 
 
 def mesh_axes(*axes: str | None) -> tuple[str, ...]:
@@ -277,23 +283,8 @@ class FeedForward(nn.Module):
     else:
       hidden_BTF = activate(up_BTF)
     hidden_BTF = constrain(hidden_BTF, "batch", "length", "mlp")
-    return project_to(shape=shape[::-1], axes=axes[::-1], residual=True,
-                      name="down")(hidden_BTF)
-
-
-def initializer(config: config_lib.ModelConfig,
-                std: float) -> Callable[..., Array]:
-  """Normal: with `std` where the config scales by inputs, else init_std."""
-  return nn.initializers.normal(
-      std if config.initializer == "fan_in" else config.init_std)
-
-
-def residual_std(config: config_lib.ModelConfig) -> float:
-  """Initial scale of projections into the stream of a pre-norm model
-  (GPT-2 §2.3); post-norm streams do not grow."""
-  if config.norm_position == "post":
-    return config.init_std
-  return config.init_std / (2 * config.num_layers) ** 0.5
+    return project_to(shape=shape[::-1], axes=axes[::-1], name="down")(
+        hidden_BTF)
 
 
 class Projection(nn.Module):
@@ -307,16 +298,13 @@ class Projection(nn.Module):
   backend: str
   shape: tuple[int, ...]
   axes: tuple[str, ...]
-  residual: bool = False  # writes into the residual stream
-  fan_in_scale: float = 1.0  # of its initial weights under fan_in
   use_bias: bool | None = None  # None: as the config says
 
   @nn.compact
   def __call__(self, x_BTD: Array) -> Array:
     config = self.config
-    init = initializer(config, self.fan_in_scale * self.shape[0] ** -0.5)
-    if self.residual and config.initializer == "normal":
-      init = nn.initializers.normal(residual_std(config))
+    init = parametrization.initializer(
+        config, (*self.path, "kernel"), self.shape[0])
     kernel = parameter(self, "kernel", init, self.shape, self.axes)
     y_BTF = project(x_BTD, kernel.reshape(self.shape[0], -1), self.backend)
     if config.use_bias if self.use_bias is None else self.use_bias:

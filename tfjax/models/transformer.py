@@ -21,6 +21,7 @@ from tfjax import config as config_lib
 from tfjax.models import attention
 from tfjax.models import inputs as inputs_lib
 from tfjax.models import layers
+from tfjax.models import parametrization
 
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -48,11 +49,12 @@ class Block(nn.Module):
   ) -> Float[Array, "B T D"]:
     config, backend = self.config, self.backend
     local = flag if self.local is None else self.local
+    scale = parametrization.residual_multiplier(config)
 
     def add(x_BTD, sublayer, name, normed=True):
       norm = layers.Norm(config, name=f"{name}_norm") if normed else lambda x: x
       if config.norm_position == "pre":
-        return x_BTD + sublayer(norm(x_BTD))
+        return x_BTD + layers.scaled(sublayer(norm(x_BTD)), scale)
       return norm(x_BTD + sublayer(x_BTD))
 
     x_BTD = add(x_BTD, lambda x: attention.Attention(
@@ -129,7 +131,8 @@ class Stack(nn.Module):
       if len(set(rest)) > 1:
         self.flags = jnp.array(rest)
       self.scanned = nn.scan(
-          wrap(_ScanBlock), variable_axes={"params": 0, "cache": 0},
+          wrap(_ScanBlock),
+          variable_axes={"params": 0, "cache": 0, "intermediates": 0},
           split_rngs={"params": True}, length=len(rest),
           in_axes=(0, nn.broadcast, nn.broadcast),
           metadata_params={nn.PARTITION_NAME: "layers"})(
@@ -191,10 +194,7 @@ class Transformer(nn.Module):
 
   def setup(self) -> None:
     config = self.config
-    scale = config.d_model ** -0.5
-    self.token_embedding = Embedding(
-        config.vocab_size, "vocab", config,
-        scale if config.scale_embedding else 1.0)
+    self.token_embedding = Embedding(config.vocab_size, "vocab", config)
     parts = (config, self.backend, self.dtype)
     if config.architecture != "decoder":
       self.encoder = Stack(*parts, decoder=False)
@@ -209,7 +209,7 @@ class Transformer(nn.Module):
       self.head_dense = layers.Projection(config, self.backend, **square)
       self.head_norm = layers.Norm(config)
     if not config.tie_embedding:
-      self.untied_head = Embedding(config.vocab_size, "vocab", config, scale)
+      self.untied_head = Embedding(config.vocab_size, "vocab", config)
     if config.head_bias:
       self.head_bias = Bias(config.vocab_size)
 
@@ -261,9 +261,8 @@ class Transformer(nn.Module):
     if config.head_transform:
       hidden_BPD = self.head_norm(layers.ACTIVATIONS[config.activation](
           self.head_dense(hidden_BPD)))
-    if config.scale_head:
-      hidden_BPD = hidden_BPD * config.d_model ** -0.5
-    return hidden_BPD
+    return layers.scaled(
+        hidden_BPD, parametrization.head_multiplier(config))
 
   def head(self) -> tuple[Float[Array, "V D"], Float[Array, "V"] | None]:
     """The kernel that features are multiplied by, and the bias, if any."""
@@ -284,9 +283,8 @@ class Transformer(nn.Module):
   def _embed(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
     x_BTD = layers.lookup(self.token_embedding(), tokens_BT).astype(
         jnp.dtype(self.dtype))
-    if self.config.scale_embedding:
-      x_BTD *= self.config.d_model ** 0.5
-    return x_BTD
+    return layers.scaled(
+        x_BTD, parametrization.embedding_multiplier(self.config))
 
 
 class Embedding(nn.Module):
@@ -295,12 +293,12 @@ class Embedding(nn.Module):
   rows: int
   axis: str
   config: config_lib.ModelConfig
-  fan_in_std: float = 1.0
 
   @nn.compact
   def __call__(self) -> Float[Array, "V D"]:
     return layers.parameter(
-        self, "embedding", layers.initializer(self.config, self.fan_in_std),
+        self, "embedding", parametrization.initializer(
+            self.config, (*self.path, "embedding"), self.rows),
         (self.rows, self.config.d_model), (self.axis, "embed"))
 
 

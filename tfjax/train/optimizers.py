@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The optimizer: AdamW, which parameters decay, and learning-rate schedules.
+"""The optimizer: AdamW and learning-rate schedules.
 
 All numbers of it are traced values of the train state, not constants of the
 compiled step: runs of one model that differ in length, learning rate, betas
-or weight decay share one compilation, and may train as one ensemble.
+or weight decay share one compilation, and may train as one ensemble. What a
+parameter's own are, relative to these, is in `tfjax.models.parametrization`.
 """
 
 import dataclasses
+from typing import Callable
 
 from flax import struct
 import jax
@@ -15,10 +17,7 @@ from jaxtyping import Array, Float, Int
 import optax
 
 from tfjax import config as config_lib
-
-# Which parameters weight decay pulls on, by the parameter's own name. A name
-# that is not here raises: no parameter is left out by accident.
-DECAYS = {"kernel": True, "embedding": True, "bias": False, "scale": False}
+from tfjax.models import parametrization
 
 # Config fields that only make the numbers of `Hyperparameters`. (So is
 # clip_norm, where it is set.)
@@ -120,27 +119,50 @@ def decay_mask(params: dict) -> dict:
   """True for every parameter that decays.
 
   Raises:
-    ValueError: a parameter has a name that no rule covers.
+    ValueError: a parameter has no role (`parametrization.role`).
   """
-  def rule(path, _):
-    name = path[-1].key
-    if name not in DECAYS:
-      raise ValueError(
-          f"no weight-decay rule covers the parameter "
-          f"{'/'.join(key.key for key in path)}; known names: "
-          f"{', '.join(DECAYS)}")
-    return DECAYS[name]
-  return jax.tree_util.tree_map_with_path(rule, params)
+  return jax.tree_util.tree_map_with_path(
+      lambda keys, _: parametrization.decays(_names(keys)), params)
 
 
 def make_optimizer(
-    values: Hyperparameters,
+    values: Hyperparameters, model: config_lib.ModelConfig,
 ) -> optax.GradientTransformation:
-  """AdamW (Loshchilov & Hutter 2019) up to the factor -learning_rate."""
+  """AdamW (Loshchilov & Hutter 2019) up to the factor -learning_rate.
+
+  Each parameter's learning rate, epsilon and weight decay are multiplied as
+  `parametrization.scales` says for the model. The gradient norm is clipped
+  before.
+  """
   clip = (optax.identity() if values.clip_norm is None
           else optax.clip_by_global_norm(values.clip_norm))
+  adam = optax.scale_by_adam(values.beta1, values.beta2, values.epsilon)
+  if model.parametrization == "standard":
+    return optax.chain(clip, adam, optax.add_decayed_weights(
+        values.weight_decay, mask=decay_mask))
+
+  def decay(scales, u, p):
+    if scales.weight_decay:
+      u += values.weight_decay * scales.weight_decay * p
+    return u * scales.learning_rate
+  # Adam of g / c with an epsilon is Adam of g with c times that epsilon.
   return optax.chain(
-      clip,
-      optax.scale_by_adam(values.beta1, values.beta2, values.epsilon),
-      optax.add_decayed_weights(values.weight_decay, mask=decay_mask),
-  )
+      clip, _each(model, lambda scales, g, _: g / scales.epsilon), adam,
+      _each(model, decay))
+
+
+def _each(
+    model: config_lib.ModelConfig,
+    change: Callable[[parametrization.Scales, Array, Array], Array],
+) -> optax.GradientTransformation:
+  """Changes each parameter's update by its scales and the parameter."""
+  def update(updates, params):
+    return jax.tree_util.tree_map_with_path(
+        lambda keys, u, p: change(
+            parametrization.scales(model, _names(keys)), u, p),
+        updates, params)
+  return optax.stateless(update)
+
+
+def _names(keys: tuple[jax.tree_util.DictKey, ...]) -> tuple[str, ...]:
+  return tuple(key.key for key in keys)
