@@ -181,10 +181,15 @@ def _status(console: console_lib.Console) -> int:
 
 
 def _retry(console: console_lib.Console) -> int:
-  specs = [spec for spec in _planned_before()
+  planned = _planned_before()
+  specs = [spec for spec in planned
            if _state(spec).status in ("failed", "interrupted")]
   if not specs:
-    console.print("nothing has failed or was interrupted")
+    pending = [spec for spec in planned if _state(spec).status == "pending"]
+    console.print("nothing has failed or was interrupted" + (
+        f"; to begin what is pending ({status.num_runs(len(pending))}): "
+        + sweep.display.retry_command(_WORKDIR.value, "run")
+        if pending else ""), markup=False, highlight=False, soft_wrap=True)
     return sweep_end.OK
   if _DRY_RUN.value:
     for spec in specs:
@@ -283,8 +288,9 @@ def _lay_out(meshes: Sequence[Mapping[str, int | None]]) -> None:
   """As many devices as a run may have on a CPU, before JAX begins."""
   if not tuning.has_accelerator():
     jax.config.update("jax_num_cpu_devices", max(
-        tuning.available_cores(),
-        *(math.prod(size or 1 for size in mesh.values()) for mesh in meshes)))
+        [tuning.available_cores(), *(
+            math.prod(size or 1 for size in mesh.values())
+            for mesh in meshes)]))
 
 
 def _preview(console: console_lib.Console,
@@ -328,6 +334,9 @@ def _launch(console: console_lib.Console, specs: Sequence[sweep.RunSpec],
   except sweep.Interrupted as error:
     outcomes, stopped = error.outcomes, True
   if _LAUNCHER.value == "print":
+    if all(one.state.status in records.FINISHED for one in outcomes):
+      print(f"# nothing is left to run: all {len(outcomes)} runs are done",
+            file=sys.stderr)
     return sweep_end.OK  # nothing was to be run here
   return sweep_end.say(console, outcomes, time.monotonic() - begun,
                        _WORKDIR.value, stopped)

@@ -10,6 +10,7 @@ from typing import Sequence
 from rich import console as console_lib
 
 from tfjax import sweep
+from tfjax.sweep import status
 from tfjax.train import records
 
 OK, FAILED, STOPPED = 0, 1, 130
@@ -51,10 +52,17 @@ def _summary(outcomes: Sequence[sweep.Outcome], seconds: float) -> str:
       "skipped (done before)"
       if one.skipped and one.state.status in records.FINISHED
       else one.state.status for one in outcomes)
-  done = [one.spec.budget for one in outcomes
+  done = [(_own(one), one.spec.budget) for one in outcomes
           if one.state.status == "complete" and not one.skipped]
   si = sweep.display.si
   runs = ", ".join(f"{count} {name}" for name, count in tally.items())
-  return (f"{len(outcomes)} runs: {runs}; {sweep.display.clock(seconds)}; "
-          f"{si(sum(one.tokens for one in done))} tokens, "
-          f"{si(sum(one.flops_total for one in done))} FLOPs in completed runs")
+  return (f"{status.num_runs(len(outcomes))}: {runs}; {sweep.display.clock(seconds)}; "
+          f"{si(sum(own * one.tokens for own, one in done))} tokens, "
+          f"{si(sum(own * one.flops_total for own, one in done))} FLOPs in "
+          "completed runs")
+
+
+def _own(one: sweep.Outcome) -> float:
+  """The share of a run's steps that it has done itself, not its trunk."""
+  shared = (one.state.result or {}).get("shared_flops") or 0.0
+  return 1.0 - shared / one.spec.budget.flops_total

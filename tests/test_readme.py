@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The README's commands run: all of them, shrunk by flags, in a copy."""
 
+import json
 import os
 import pathlib
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import urllib.request
 
 import pytest
 
@@ -29,6 +33,11 @@ SHRINK = {
         "--sweep_arg=most_tokens=16384",
         "--sweep_arg=sizes=('3k', '6k', '14k')",
         "--config.evaluation.tokens=4096"],
+    **dict.fromkeys((
+        "scripts/sweep.py status", "scripts/sweep.py retry",
+        "scripts/sweep.py collect", "scripts/sweep.py clean",
+        "scripts/report.py --serve", "scripts/track.py sync",
+        "scripts/track.py dashboard"), []),
     "scripts/train.py": [
         "--config.duration.tokens=8192", "--config.evaluation.tokens=4096"],
     "scripts/plan.py --devices": ["--noadvice"],
@@ -62,7 +71,8 @@ def _script(command: list[str]) -> str:
 
 def _key(command: list[str]) -> str:
   """What SHRINK has it under: the script, and what else tells its uses apart:
-  the argument of a shell's, a flag that SHRINK names."""
+  the argument of a shell's, a flag or a command of its own that SHRINK names.
+  """
   script = _script(command)
   if script.endswith(".sh"):
     return " ".join([script, *command[1:2]])
@@ -87,6 +97,30 @@ def _copy(target: pathlib.Path) -> None:
   (target / ".venv").symlink_to(sys.prefix)
 
 
+def _look_at(command: list[str], directory: pathlib.Path,
+             environment: dict[str, str]) -> None:
+  """Looks at the page that a command serves, and ends it by Ctrl-C."""
+  with subprocess.Popen(command, cwd=directory, env=environment, text=True,
+                        stdout=subprocess.PIPE) as server:
+    # No line that it says, and it is ended all the same.
+    watchdog = threading.Timer(120, server.kill)
+    watchdog.start()
+    try:
+      line = server.stdout.readline()
+      found = re.search(r"http://127\.0\.0\.1:[0-9]+/", line)
+      assert found, f"{shlex.join(command)}\n{line}"
+      with urllib.request.urlopen(found[0], timeout=60) as page:
+        assert b"<title>" in page.read()
+      with urllib.request.urlopen(f"{found[0]}state.json",
+                                  timeout=60) as answer:
+        assert json.load(answer)["counts"] == {"complete": 12}
+      server.send_signal(signal.SIGINT)
+      assert server.wait(60) == 0
+    finally:
+      watchdog.cancel()
+      server.kill()
+
+
 @pytest.mark.slow
 def test_commands_run(tmp_path: pathlib.Path):
   installed = pathlib.Path(sys.prefix) / "tfjax-installed"
@@ -102,9 +136,13 @@ def test_commands_run(tmp_path: pathlib.Path):
     script = _script(command)
     if script in NOT_RUN:
       continue
+    if "--serve" in command:
+      _look_at(command, tmp_path, environment)
+      continue
+    # A command of scripts/sweep.py's own takes a directory of runs alone.
     takes_config = script in (
-        "scripts/quickstart.sh", "scripts/sweep.py", "scripts/train.py",
-        "scripts/plan.py")
+        "scripts/quickstart.sh", "scripts/train.py", "scripts/plan.py") or (
+            _key(command) == "scripts/sweep.py")
     result = subprocess.run(
         [*command, *SHRINK[_key(command)],
          *([cache] if takes_config else [])],

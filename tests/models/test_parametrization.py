@@ -362,9 +362,11 @@ def course(config: config_lib.ModelConfig, seeds: jax.Array,
 def slopes(configs: Sequence[config_lib.ModelConfig], sizes: Sequence[int],
            seeds: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
   """d log(size) / d log(width or depth), per site and step: of activations,
-  and of their change."""
+  and of their change. `seeds`: of models up to 256 wide; wider ones differ less
+  by chance."""
   made = [jax.tree.map(lambda x: np.log(np.asarray(x).mean(0)), course(
-      config, jnp.arange(seeds), 0.004)) for config in configs]
+      config, jnp.arange(max(4, seeds * 256 // max(256, config.d_model))),
+      0.004)) for config in configs]
   return tuple({site: np.polyfit(np.log(sizes), [one[kind][site]
                                                  for one in made], 1)[0]
                 for site in made[0][kind]} for kind in (0, 1))
@@ -395,7 +397,7 @@ def beyond(found: dict[str, np.ndarray], limit: float) -> dict[str, Any]:
 def test_coordinate_check(tied: bool) -> None:
   """Activations are as large at every width, and so is how they change."""
   sizes = (64, 128, 256, 512, 1024)
-  found, changes = slopes(widths("mup", sizes, tied), sizes, 12)
+  found, changes = slopes(widths("mup", sizes, tied), sizes, 16)
   assert len(found) == 11
   assert not beyond(found, 0.05)
   assert not beyond(changes, 0.1)
@@ -409,11 +411,10 @@ def test_coordinate_check_in_short() -> None:
   assert not beyond(changes, 0.1)
 
 
-@pytest.mark.slow
 def test_coordinate_check_of_standard_models_fails() -> None:
   """By theory all that a hidden matrix or the head makes grows; what enters
   the stream, and what a norm has made, does not."""
-  sizes = (64, 128, 256, 512)
+  sizes = (64, 256)
   found, _ = slopes(widths("standard", sizes, True), sizes, 4)
   assert set(found) - set(beyond(found, 0.3)) == {
       "_embed", "decoder/final_norm"}

@@ -298,6 +298,16 @@ def test_a_page_of_every_state(
     browser.tell("Input.dispatchMouseEvent", type="mouseMoved", x=left, y=top)
     assert browser.text("#tip span").startswith("loss 3.0000 at ")
 
+    # A loss that went off has its number beside the axis, and no wider.
+    with open(workdir / specs[4].run_id / "metrics.jsonl", "a",
+              encoding="utf-8") as file:
+      file.write(json.dumps(dict(kind="train", step=20, loss=3e12)) + "\n")
+    browser.wait(lambda: "10¹²" in browser.text("#chart svg"))
+    assert browser.ask(
+        "Math.min(...[...document.querySelectorAll('#chart svg text')].map("
+        "t => t.getBoundingClientRect().left)) - document.querySelector("
+        "'#chart svg').getBoundingClientRect().left") >= 0
+
     for theme in ("light", "dark"):
       for width in (1280, 420):
         browser.see(url, width, 900, theme)

@@ -5,6 +5,7 @@ To start Python for each of them would take a minute; one process takes the
 command lines of a test one after another.
 """
 
+import importlib
 import json
 import os
 import pathlib
@@ -88,7 +89,8 @@ def experiment(directory: pathlib.Path, cache_dir: pathlib.Path,
 def test_a_sweep_from_its_plan_to_its_table(
     tmp_path: pathlib.Path, cache_dir: pathlib.Path) -> None:
   file, workdir = experiment(tmp_path, cache_dir), tmp_path / "w"
-  planned, before, ran, dry, status, retry, cleaned, collected, again = call(
+  (planned, before, ran, dry, status, retry, cleaned, collected, again,
+   printed) = call(
       f"--config={file} --workdir={workdir} --dry_run",
       f"status --workdir={workdir}",
       f"run --config={file} --workdir={workdir} --workers=0 "
@@ -99,7 +101,8 @@ def test_a_sweep_from_its_plan_to_its_table(
       f"clean --workdir={workdir} --dry_run",
       f"collect --workdir={workdir} --out={workdir}/t.csv "
       f"--out={workdir}/t.parquet",
-      f"run --workdir={workdir} --workers=0")
+      f"run --workdir={workdir} --workers=0",
+      f"run --workdir={workdir} --launcher=print")
   code, out, err = planned
   assert (code, err) == (0, "")
   assert "sweep seeds: 2 runs" in out and "sweep rates: 2 runs" in out
@@ -126,6 +129,7 @@ def test_a_sweep_from_its_plan_to_its_table(
   assert list(frame["tokens_seen"]) == [3 * 8 * 16] * 3
   assert pd.read_csv(workdir / "t.csv").shape == frame.shape
   assert again[0] == 0 and "3 runs: 3 skipped (done before)" in again[1]
+  assert printed == (0, "", "# nothing is left to run: all 3 runs are done\n")
 
 
 def test_what_fails_is_told_and_retried_alone(
@@ -138,19 +142,27 @@ def test_what_fails_is_told_and_retried_alone(
   workdir = tmp_path / "w"
   run = (f"--config={file} --workdir={workdir} --overrides={overrides} "
          "--workers=0")
-  ran, shown, status, retried, printed = call(
+  planned, early, pending, ran, shown, status, retried, printed = call(
+      f"{run[:-len(' --workers=0')]} --launcher=print",
+      f"retry --workdir={workdir}", f"status --workdir={workdir}",
       run, f"retry --workdir={workdir} --dry_run",
       f"status --workdir={workdir}",
       f"retry --workdir={workdir} --workers=0",
       f"retry --workdir={workdir} --launcher=print")
+  assert planned[0] == 0
+  # What has not begun is not retry's, which says whose it is.
+  assert early[0] == 0 and "pending (2 runs): " in early[1]
+  assert f"run --workdir={workdir}" in early[1]
+  assert f"run --workdir={workdir}" in pending[1].splitlines()[-1]
   assert ran[0] == 1 and "2 runs: 1 complete, 1 failed" in ran[1]
   assert "failed: gpt2-3k-4-steps-" in ran[2] and "checkpoint" in ran[2]
   assert f"retry --workdir={workdir}" in ran[2].splitlines()[-1]
   assert shown[0] == 0 and shown[1].startswith("failed: gpt2-3k-4-steps-")
   assert shown[1].count("\n") == 1
   assert status[0] == 1 and "2 runs: 1 complete, 1 failed" in status[1]
+  assert "device-hours and those of 1 run without a record" in status[1]
   assert "retry --workdir=" in status[1].splitlines()[-1]
-  assert retried[0] == 1 and "1 runs: 1 failed" in retried[1]
+  assert retried[0] == 1 and "1 run: 1 failed" in retried[1]
   assert printed[0] == 0 and "tfjax.sweep.join" in printed[1]
 
 
@@ -158,7 +170,11 @@ def test_mistakes_are_one_line(tmp_path: pathlib.Path,
                                cache_dir: pathlib.Path) -> None:
   file = experiment(tmp_path, cache_dir)
   given = f"--config={file} --workdir={tmp_path}/w"
+  empty = tmp_path / "empty.json"
+  empty.write_text("[]")
   cases = {
+      f"{given} --overrides={empty} --dry_run": "is empty",
+      f"{given} --sweep_arg=rate=fast": "quoted twice, as in --sweep_arg=",
       "bogus --workdir=w": "there are: run, status, retry, clean, collect",
       "status extra --workdir=w": "unknown command 'status extra'",
       "status --workdir=w --workers=2": "--workers is not for status, but for "
@@ -190,3 +206,28 @@ def test_a_get_sweep_that_gives_no_cells(made: Any, said: str) -> None:
   config = config_lib.default()
   with pytest.raises(sweep.PlanError, match=said):
     sweep.plan_all(config, cells.of_experiment(module, config))
+
+
+def test_a_get_sweep_that_raises_is_named_with_its_line(
+    tmp_path: pathlib.Path) -> None:
+  path = tmp_path / "mine.py"
+  path.write_text("def get_sweep(config):\n  return {}['size']\n")
+  with pytest.raises(sweep.PlanError, match=(
+      r"get_sweep of .*mine\.py, line 2: KeyError: 'size'")):
+    cells.of_experiment(config_lib.module(path), config_lib.default())
+
+
+def test_what_a_trunk_has_done_is_not_counted_for_its_branches(
+    monkeypatch: pytest.MonkeyPatch) -> None:
+  monkeypatch.syspath_prepend(REPOSITORY / "scripts")
+  end = importlib.import_module("sweep_end")
+  def outcome(flops: float, shared: float | None) -> sweep.Outcome:
+    spec = types.SimpleNamespace(budget=types.SimpleNamespace(
+        tokens=round(flops / 2), flops_total=flops))
+    state = sweep.ledger.RunState("run", "complete", result=dict(
+        shared_flops=shared))
+    return sweep.Outcome(spec, state, skipped=False)
+  said = end._summary([outcome(4e6, None), outcome(2e6, 1.5e6)], 1.0)
+  assert "2 runs: 2 complete; " in said
+  # The trunk's 4 million and a quarter of the branch's 2.
+  assert "2.25M tokens, 4.5M FLOPs in completed runs" in said

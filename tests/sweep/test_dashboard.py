@@ -154,6 +154,24 @@ def test_several_sweeps_of_one_directory_are_one_dashboard(
   assert runset["filters"]["filters"][0]["value"] == ["a", "b"]
 
 
+def test_a_specification_beside_the_runs_is_not_what_was_saved(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+  make(tmp_path / "run0", "grid")
+  board = dashboard.of_workdir(tmp_path)
+  (tmp_path / "dashboard.json").write_text(
+      json.dumps(dashboard.specification(board)))
+
+  class Taken:  # by a server
+    id, url = "one", "https://wandb.test/one"
+
+    def save(self) -> "Taken":
+      return self
+  monkeypatch.setattr(dashboard, "_workspace", lambda board: Taken())
+  monkeypatch.setattr(dashboard, "_report", lambda board, lookup: Taken())
+  assert dashboard.save(board) == dict(
+      workspace=Taken.url, report=Taken.url)
+
+
 def test_what_cannot_be_shown_is_refused(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
   with pytest.raises(FileNotFoundError, match="no runs in"):

@@ -113,6 +113,32 @@ def test_what_trunks_and_ensembles_share_is_said(
   assert text.count("one step with 2 others") == 3
 
 
+def test_who_finds_no_checkpoint_of_its_trunk_is_alone(
+    base: ml_collections.ConfigDict, tmp_path: pathlib.Path) -> None:
+  config_lib.override(base, {
+      "optimizer.schedule": "wsd", "optimizer.decay_fraction": 0.2,
+      "sweep.share_trunk": True})
+  short, middle, long = specs = sweep.plan(
+      base, sweep.axis("duration.steps", [10, 20, 40]))
+  assert preview.look(specs, tmp_path).flops_left == (
+      2 + 4 + 40) * STEP_FLOPS
+  write_result(tmp_path, long.run_id, status="complete")
+  (tmp_path / long.run_id / "checkpoints" / "8").mkdir(parents=True)
+  found = preview.look(specs, tmp_path)
+  assert [cell.shares for cell in found.cells] == [
+      "off 3 at step 8", "alone", "trunk"]
+  assert found.flops_left == (2 + 20) * STEP_FLOPS
+  assert "alone: 1 run of those" in text_of(found)
+  # Their records say what has become of it.
+  write_result(tmp_path, short.run_id, status="complete", shared_flops=None)
+  write_result(tmp_path, middle.run_id, status="complete",
+               shared_flops=16.0 * STEP_FLOPS)
+  found = preview.look(specs, tmp_path)
+  assert [cell.shares for cell in found.cells] == [
+      "alone", "off 3 at step 16", "trunk"]
+  assert found.flops_shared == 16 * STEP_FLOPS and found.flops_left == 0
+
+
 def test_a_large_plan_is_shown_at_once(base: ml_collections.ConfigDict,
                                        tmp_path: pathlib.Path) -> None:
   specs = sweep.plan(base, sweep.product(

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ sys.path.pop(0)
 
 from tfjax import config as config_lib
 from tfjax import train
+from tfjax.sweep import halving
 from tfjax.train import records
 from tfjax.train import tracking
 from tfjax.train.mirrors import columns
@@ -112,6 +114,21 @@ def test_a_resumed_run_is_mirrored_once_and_whole(
       row["step"] for row in rows_of(run_dir)] == [1, 2, 3, 4, 5, 6, 6]
   assert (found.summary["status"], found.exit_code) == ("complete", 0)
   assert len(list((run_dir / "tensorboard").iterdir())) == 1
+
+
+def test_a_run_that_is_stopped_between_its_parts_is_marked_so(
+    make_config, tmp_path: pathlib.Path) -> None:
+  config = make_config({"tracking.wandb": "offline"})
+  part = train.run(config, tmp_path, until_step=3)
+  run_dir = tmp_path / part.run_id
+  assert tracking.wait(run_dir, 60)
+  halving.stop(tmp_path, types.SimpleNamespace(
+      run_id=part.run_id, config=config), None, "hopeless")
+  assert tracking.wait(run_dir, 60)
+  found = wandb_files.Offline(run_dir, part.run_id)
+  assert (len(found.history), found.exit_code) == (3, 0)
+  assert found.summary["status"] == "stopped"
+  assert found.summary["status_reason"] == "hopeless"
 
 
 def test_a_run_that_fails_is_marked_so(

@@ -4,7 +4,7 @@
 All of it follows from the specs and from what is on file, so that any number
 of launchers work off one sweep at once: what one does, the others see. Who
 really gets a run is settled by its claim (`tfjax.train.lease`). Processes are
-`tfjax.sweep.pool`'s.
+`tfjax.sweep.local`'s.
 """
 
 import dataclasses

@@ -82,12 +82,21 @@ def is_ready(workdir: str | os.PathLike[str],
   trunk to begin with, or its trunk has ended and will leave none."""
   if "branch" not in given:
     return True
-  trunk = pathlib.Path(workdir) / given["branch"]["run_id"]
-  if (trunk / "checkpoints" / str(given["branch"]["step"])).is_dir():
+  if _has_left(workdir, given):
     return True
-  result = records.read_result(trunk)
+  result = records.read_result(
+      pathlib.Path(workdir) / given["branch"]["run_id"])
   # One that is interrupted is gone on with, and comes there yet.
   return result is not None and result["status"] != "interrupted"
+
+
+def is_alone(workdir: str | os.PathLike[str],
+             given: Mapping[str, Any]) -> bool:
+  """Whether a run with these options that has yet to begin does all of its
+  steps itself: its trunk has ended for good, and left it no checkpoint."""
+  return ("branch" in given and _has_ended(
+      pathlib.Path(workdir) / given["branch"]["run_id"])
+          and not _has_left(workdir, given))
 
 
 def clean(workdir: str | os.PathLike[str],
@@ -184,6 +193,12 @@ def _after(spec: RunSpec, step: int) -> RunSpec:
       epochs=None if epochs is None else epochs * share,
       tokens_per_parameter=whole.tokens_per_parameter * share,
       flops=whole.flops * share))
+
+
+def _has_left(workdir: str | os.PathLike[str],
+              given: Mapping[str, Any]) -> bool:
+  trunk = pathlib.Path(workdir) / given["branch"]["run_id"]
+  return (trunk / "checkpoints" / str(given["branch"]["step"])).is_dir()
 
 
 def _has_ended(run_dir: pathlib.Path) -> bool:

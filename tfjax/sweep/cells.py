@@ -12,11 +12,13 @@ import inspect
 import json
 import pathlib
 import re
+import traceback
 import types
 from typing import Any, Callable, Mapping, Sequence
 
 import ml_collections
 
+from tfjax import config as config_lib
 from tfjax.sweep.algebra import Overrides
 from tfjax.sweep.plan import PlanError
 
@@ -37,16 +39,26 @@ def of_experiment(
     names: of the sweeps that are wanted; empty: all.
 
   Raises:
-    PlanError: there is no get_sweep, it takes no such argument, gives no such
-      sweep, or something else than cells.
+    PlanError: there is no get_sweep, it takes no such argument, raises, gives
+      no such sweep, or something else than cells.
     ConfigError: a value in a cell is not of its key's type.
   """
   if not hasattr(module, "get_sweep"):
     raise PlanError(
         [f"{module.__name__} does not define get_sweep(config), the list of "
          "overrides to run; define it, or give --overrides=FILE.json"], 0)
-  made = module.get_sweep(copy.deepcopy(config),
-                          **_arguments(module.get_sweep, arguments))
+  given = _arguments(module.get_sweep, arguments)
+  try:
+    made = module.get_sweep(copy.deepcopy(config), **given)
+  except (PlanError, config_lib.ConfigError):
+    raise
+  except Exception as error:  # whatever somebody has written there
+    lines = [frame.lineno for frame in traceback.extract_tb(
+        error.__traceback__) if frame.filename == module.__file__]
+    where = f", line {lines[-1]}" if lines else ""
+    raise PlanError(
+        [f"get_sweep of {module.__file__}{where}: {type(error).__name__}: "
+         f"{error}"], 0) from error
   if not isinstance(made, Mapping):
     if names:
       raise PlanError(
@@ -115,7 +127,8 @@ def _arguments(get_sweep: Callable[..., Any],
     except (ValueError, SyntaxError):
       raise PlanError(
           [f"--sweep_arg={argument}: not of the form name=value with a Python "
-           "literal (quote strings)"], 0) from None
+           "literal; a string is quoted twice, as in "
+           "--sweep_arg=\"name='text'\""], 0) from None
     if name not in known:
       raise PlanError(
           [f"--sweep_arg={argument}: get_sweep takes no {name!r}; it takes "

@@ -16,7 +16,8 @@ from tfjax.train import records
 from tfjax.train.mirrors import columns
 from tfjax.train.mirrors import sync
 
-_SAVED = "dashboard.json"  # in the sweep's directory: what has been saved
+# In the sweep's directory: what has been saved. Nobody's choice for --out.
+_SAVED = ".wandb_dashboard.json"
 _SIZE = "derived.params_total"  # of a run's config: what curves are grouped by
 _RATE = "optimizer.learning_rate"
 # Of the table of runs; `config` and `summary` columns of wandb.

@@ -368,11 +368,12 @@ def _labels(runs: Sequence[tuple[str, int, int, Mapping[str, Any]]]
   return result
 
 
-def retry_command(workdir: str | os.PathLike[str]) -> str:
-  """What to type to try again what has failed there."""
+def retry_command(workdir: str | os.PathLike[str],
+                  command: str = "retry") -> str:
+  """What to type to try again what has failed there, or to `run` the rest."""
   script = pathlib.Path(tfjax.__file__).resolve().parents[1] / "scripts"
   return shlex.join([_near(sys.executable), _near(script / "sweep.py"),
-                     "retry", f"--workdir={_near(workdir)}"])
+                     command, f"--workdir={_near(workdir)}"])
 
 
 def _near(path: str | os.PathLike[str]) -> str:

@@ -28,6 +28,7 @@ from tfjax import config as config_lib
 from tfjax.sweep.specs import RunSpec
 from tfjax.train import claim
 from tfjax.train import records
+from tfjax.train import tracking
 
 _WINDOW = 0.1  # of the steps before a rung, whose losses count
 _LEAST_ROWS = 3
@@ -138,6 +139,7 @@ def stop(workdir: str | os.PathLike[str], spec: RunSpec, sweep: str | None,
       result |= dict(status="stopped", status_reason=reason,
                      sweep=sweep or result.get("sweep"))
       records.write_result(run_dir, result)
+      tracking.amended(spec.config, run_dir)
   return records.record_of(result)
 
 

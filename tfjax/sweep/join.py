@@ -141,7 +141,7 @@ def main(arguments: Sequence[str]) -> int:
     observer = display.make(console_lib.Console(), specs, given.workdir)
     outcomes = join(given.workdir, given.sweep, given.workers, observer,
                     linger=given.linger, runner=given.runner)
-  except (FileNotFoundError, config_lib.ConfigError, LaunchError,
+  except (OSError, config_lib.ConfigError, LaunchError,
           records.RecordError) as error:
     print(f"error: {error}", file=sys.stderr)
     return REFUSED

@@ -127,7 +127,7 @@ class _Desk:
     except (OSError, records.RecordError) as error:  # a full disk, say
       state = dataclasses.replace(
           ledger.progress(self.workdir, spec.run_id), status="failed",
-          reason=f"{reason}; {error}")
+          reason=f"{reason}; and this cannot be recorded: {error}")
       self.outcomes[spec.run_id] = Outcome(spec, state, skipped=False)
 
   def tell(self) -> None:

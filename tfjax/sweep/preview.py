@@ -8,7 +8,7 @@ stands while it runs `tfjax.sweep.watch`'s.
 
 import dataclasses
 import os
-from typing import Sequence
+from typing import Mapping, Sequence
 
 from rich import console as console_lib
 from rich import table as table_lib
@@ -34,7 +34,7 @@ class Cell:
     memory_bytes: of a device, estimated.
     fits: whether that is there.
     seconds: of what it does itself.
-    shared_flops: that its trunk spends for it.
+    shared_flops: that its trunk spends for it, or has spent by its record.
     shares: with whom, in words; empty: with nobody.
   """
 
@@ -122,12 +122,18 @@ def look(specs: Sequence[RunSpec], workdir: str | os.PathLike[str],
       forecast_lib.at_once(specs, workers or None, workdir)
       if calibration is None else
       forecast_lib.here(specs, workers or None, calibration))
+  states = {spec.run_id: ledger.run_state(workdir, spec.run_id)
+            for spec in specs}
   shared = branch.shared_flops(specs)
   words = _shares(specs, forecast.workers)
+  for run_id, flops in _settled_shares(specs, workdir, states).items():
+    shared[run_id] = flops
+    if not flops:
+      words[run_id] = _ALONE
   cells = tuple(
-      Cell(spec, ledger.run_state(workdir, spec.run_id),
-           one.memory_bytes["total"], one.fits, one.seconds,
-           shared.get(spec.run_id, 0.0), words.get(spec.run_id, ""))
+      Cell(spec, states[spec.run_id], one.memory_bytes["total"], one.fits,
+           one.seconds, shared.get(spec.run_id, 0.0),
+           words.get(spec.run_id, ""))
       for spec, one in zip(specs, forecast.estimates))
   machine = forecast.estimates[0].machine
   kind = (machine.hardware.label if machine.hardware else
@@ -144,6 +150,23 @@ def show(console: console_lib.Console, preview: Preview) -> None:
 
 
 # --- Details -----------------------------------------------------------------
+
+_ALONE = "alone"
+
+
+def _settled_shares(
+    specs: Sequence[RunSpec], workdir: str | os.PathLike[str],
+    states: Mapping[str, ledger.RunState]) -> dict[str, float]:
+  """By run id, of branches of which it is settled: the FLOPs that a trunk has
+  spent for them, which is none where it left them no checkpoint."""
+  found = {}
+  for run_id, given in branch.options(specs).items():
+    state = states[run_id]
+    if "branch" in given and state.status in records.FINISHED:
+      found[run_id] = (state.result or {}).get("shared_flops") or 0.0
+    elif not state.step and branch.is_alone(workdir, given):
+      found[run_id] = 0.0
+  return found
 
 
 def _shares(specs: Sequence[RunSpec], workers: int) -> dict[str, str]:
@@ -218,6 +241,11 @@ def _words(preview: Preview) -> list[str]:
         f"{si(preview.flops_total)}, "
         f"{preview.flops_shared / preview.flops_total:.0%}, are a trunk's and "
         "are spent once")
+  alone = sum(cell.shares == _ALONE for cell in preview.cells)
+  if alone:
+    lines.append(
+        f"alone: {alone} run{'s' * (alone > 1)} of those that could share a "
+        "trunk, as it had ended and left no checkpoint for them")
   lines.append(
       f"left: {si(preview.flops_left)} FLOPs, {hours(preview.seconds(True))} "
       f"h of runs, {hours(preview.wall_seconds_left())} h with "

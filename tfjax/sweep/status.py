@@ -12,7 +12,6 @@ from rich import console as console_lib
 from rich import table as table_lib
 from rich import text
 
-from tfjax.cost import footprint
 from tfjax.sweep import display
 from tfjax.sweep import watch as watch_lib
 from tfjax.train import records
@@ -73,25 +72,46 @@ def _words(runs: Sequence[watch_lib.Run], watch: watch_lib.Watch | None,
             for name in _ORDER}
   total = sum(run.flops_total for run in runs)
   done = sum(run.flops_settled for run in runs)
-  # What no run has begun takes nothing yet.
-  spent = footprint.total(run.device_seconds for run in runs
-                          if run.state.status != "pending")
   lines = [
-      f"{len(runs)} runs: " + ", ".join(
+      f"{num_runs(len(runs))}: " + ", ".join(
           f"{count} {name}" for name, count in counts.items() if count),
       f"{done / total if total else 0:.0%} of {display.si(total)} FLOPs done, "
-      + ("device-hours unknown" if spent is None else
-         f"{spent / 3600:.3g} device-hours")]
+      + _spent(runs)]
   left = watch and watch.device_seconds_left()
   if left:
     lines[-1] += f"; about {left / 3600:.3g} left"
+  # Of what is settled, what runs that were stopped or diverged leave undone.
+  spared = sum(run.flops_total - run.flops_done for run in runs
+               if run.state.status in ("stopped", "diverged"))
+  if spared:
+    lines.append(f"of these, {display.si(spared)} FLOPs were spared, as "
+                 "their runs were stopped or diverged")
   if counts["damaged"]:
     lines.append("a damaged record stands in the way of its run; the table "
                  "says what to delete")
   if counts["failed"] or counts["interrupted"]:
     lines.append("to run what failed or was interrupted: "
                  + display.retry_command(workdir))
+  if counts["pending"] and not counts["running"]:
+    lines.append("to run all that is not done: "
+                 + display.retry_command(workdir, "run"))
   return lines
+
+
+def _spent(runs: Sequence[watch_lib.Run]) -> str:
+  """Device-hours so far; what no run has begun takes nothing yet."""
+  begun = [run.device_seconds for run in runs if run.state.status != "pending"]
+  known = [seconds for seconds in begun if seconds is not None]
+  if begun and not known:
+    return "device-hours unknown"
+  unknown = len(begun) - len(known)
+  return f"{sum(known) / 3600:.3g} device-hours" + (
+      f" and those of {num_runs(unknown)} without a record" if unknown else "")
+
+
+def num_runs(count: int) -> str:
+  """So many runs, in words."""
+  return f"{count} run{'s' * (count != 1)}"
 
 
 def is_done(run: watch_lib.Run) -> bool:

@@ -83,6 +83,21 @@ class Mirror:
                    "scripts/track.py sync rebuilds them", name, follow.LOG)
 
 
+def amended(config: config_lib.ExperimentConfig, run_dir: pathlib.Path) -> None:
+  """The result of a run that has ended was changed, by whoever has not
+  trained it: its mirror in wandb follows."""
+  # TensorBoard files hold no result.
+  if config.tracking.wandb == "disabled":
+    return
+  try:
+    process = _process(run_dir)
+  except OSError as error:
+    _LOG.warning("%s: its mirror does not follow: %s", run_dir.name, error)
+    return
+  for event in ("begin", "end"):
+    process.tell(event, str(run_dir.absolute()))
+
+
 class _Process:
   """The process that keeps the mirrors of all runs of this one."""
 

@@ -237,7 +237,7 @@ function drawCurves() {
   byId('no-curves').hidden = series.some((one) => one.xs.length);
   chart.draw(series, {x: {...AXES[chosen.axis], isLog: chosen.xLog},
     y: {label: `${chosen.loss === 'train' ? 'training' : 'held-out'} loss, ` +
-      'nats / token', isLog: chosen.yLog, format: words.plain}});
+      'nats / token', isLog: chosen.yLog, format: words.tick}});
   byId('sizes').replaceChildren(...sizes.map((size) => element('button', {
     data: {size}, className: hiddenSizes.has(size) ? 'off' : '',
     title: 'show or hide this size',

@@ -31,6 +31,9 @@ export function power(value) {
 export const plain = (value) =>
   isNumber(value) ? String(Number(value.toPrecision(4))) : NONE;
 
+/** As short as a place on an axis must be. */
+export const tick = (value) => value < 1e5 ? plain(value) : power(value);
+
 export const loss = (value) => isNumber(value) ? value.toFixed(4) : NONE;
 
 export const whole = (value) => isNumber(value) ?

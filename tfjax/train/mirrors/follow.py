@@ -206,12 +206,12 @@ def _advance(follower: Follower) -> bool:
 
 def _messages(inbox: queue.Queue, wait: bool) -> list[dict[str, Any] | None]:
   """What has come in; waits for it, for ever where there is no run."""
-  try:
-    found = [inbox.get(timeout=None if wait else _POLL_SECONDS)]
+  found: list[dict[str, Any] | None] = []
+  with contextlib.suppress(queue.Empty):
+    found.append(inbox.get(timeout=None if wait else _POLL_SECONDS))
     while True:
       found.append(inbox.get_nowait())
-  except queue.Empty:
-    return locals().get("found", [])
+  return found
 
 
 def _listen(inbox: queue.Queue) -> None:
