@@ -268,15 +268,21 @@ def _planned_before() -> list[sweep.RunSpec]:
 
 
 def _name_of(specs: Sequence[sweep.RunSpec]) -> str:
-  """The smallest planned sweep that has all of these runs."""
+  """The smallest planned sweep that has all of these runs; where none has, the
+  directory's own name comes to stand for all of them."""
   plan, wanted = (sweep.ledger.read_plan(_WORKDIR.value),
                   {spec.run_id for spec in specs})
   found = [name for name, run_ids in plan["sweeps"].items()
            if wanted <= set(run_ids)]
   if not found:
-    raise sweep.LaunchError(
-        "the runs are of several sweeps, none of which has them all; choose "
-        f"one with --sweep: {', '.join(plan['sweeps'])}")
+    whole = pathlib.Path(_WORKDIR.value).absolute().name
+    if sweep_flags.SWEEP.value or whole in plan["sweeps"]:
+      raise sweep.LaunchError(
+          "the runs are of several sweeps, none of which has them all; choose "
+          f"one with --sweep: {', '.join(plan['sweeps'])}")
+    sweep.ledger.write_plan(_WORKDIR.value, whole,
+                            sweep.ledger.read_specs(_WORKDIR.value))
+    return whole
   return min(found, key=lambda name: len(plan["sweeps"][name]))
 
 

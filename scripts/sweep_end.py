@@ -56,7 +56,8 @@ def _summary(outcomes: Sequence[sweep.Outcome], seconds: float) -> str:
           if one.state.status == "complete" and not one.skipped]
   si = sweep.display.si
   runs = ", ".join(f"{count} {name}" for name, count in tally.items())
-  return (f"{status.num_runs(len(outcomes))}: {runs}; {sweep.display.clock(seconds)}; "
+  return (f"{status.num_runs(len(outcomes))}: {runs}; "
+          f"{sweep.display.clock(seconds)}; "
           f"{si(sum(own * one.tokens for own, one in done))} tokens, "
           f"{si(sum(own * one.flops_total for own, one in done))} FLOPs in "
           "completed runs")

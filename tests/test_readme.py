@@ -97,6 +97,28 @@ def _copy(target: pathlib.Path) -> None:
   (target / ".venv").symlink_to(sys.prefix)
 
 
+def test_an_experiment_computes_its_sweep_before_jax_begins():
+  """get_sweep of the README, as scripts/sweep.py --dry_run needs it."""
+  text = (ROOT / "README.md").read_text(encoding="utf-8")
+  blocks = [block for block in re.findall(
+      r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+            if "def get_sweep" in block]
+  assert len(blocks) == 2
+  program = "\n".join([
+      "from tfjax import config as config_lib, sweep", blocks[0],
+      "first = get_sweep(get_config())", blocks[1],
+      "second = get_sweep(get_config())",
+      "for cell in [*first, *second['isoflop'], *second['rates']]:",
+      "  config_lib.override(get_config(), cell)",
+      "print(len(first), {name: len(one) for name, one in second.items()})",
+      "from jax._src import xla_bridge",
+      "print(xla_bridge.backends_are_initialized())"])
+  result = subprocess.run([sys.executable, "-c", program], cwd=ROOT,
+                          capture_output=True, text=True, check=False)
+  assert result.returncode == 0, result.stderr
+  assert result.stdout == "9 {'isoflop': 6, 'rates': 16}\nFalse\n"
+
+
 def _look_at(command: list[str], directory: pathlib.Path,
              environment: dict[str, str]) -> None:
   """Looks at the page that a command serves, and ends it by Ctrl-C."""

@@ -14,7 +14,8 @@ import subprocess
 import sys
 import textwrap
 import time
-from typing import Any, Callable, Iterator
+import types
+from typing import Any, Callable, Iterator, Mapping
 
 import pytest
 
@@ -299,9 +300,7 @@ def test_a_page_of_every_state(
     assert browser.text("#tip span").startswith("loss 3.0000 at ")
 
     # A loss that went off has its number beside the axis, and no wider.
-    with open(workdir / specs[4].run_id / "metrics.jsonl", "a",
-              encoding="utf-8") as file:
-      file.write(json.dumps(dict(kind="train", step=20, loss=3e12)) + "\n")
+    _write(workdir, specs[4], 20, row=dict(loss=3e12))
     browser.wait(lambda: "10¹²" in browser.text("#chart svg"))
     assert browser.ask(
         "Math.min(...[...document.querySelectorAll('#chart svg text')].map("
@@ -320,8 +319,10 @@ def test_a_page_of_every_state(
 
 
 def _write(workdir: pathlib.Path, spec: sweep.RunSpec, steps: int,
+           row: Mapping[str, Any] = types.MappingProxyType({}),
            **record: Any) -> None:
-  """Adds rows every ten steps, up to `steps`; the loss is 6 - step / 10."""
+  """Adds rows every ten steps, up to `steps`; the loss is 6 - step / 10, if
+  `row` does not say otherwise."""
   run_dir = workdir / spec.run_id
   run_dir.mkdir(exist_ok=True)
   (run_dir / "config.json").write_text("{}")
@@ -333,7 +334,7 @@ def _write(workdir: pathlib.Path, spec: sweep.RunSpec, steps: int,
       file.write(json.dumps(dict(
           kind="train", step=step, tokens=share * spec.budget.tokens,
           flops=share * spec.budget.flops_total, loss=6 - step / 10,
-          device_seconds=step / 10, tokens_per_second=1.0)) + "\n")
+          device_seconds=step / 10, tokens_per_second=1.0) | row) + "\n")
   if record:
     records.write_result(run_dir, dict(
         run_id=spec.run_id, steps=steps, loss=6 - steps / 10,

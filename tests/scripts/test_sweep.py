@@ -132,6 +132,19 @@ def test_a_sweep_from_its_plan_to_its_table(
   assert printed == (0, "", "# nothing is left to run: all 3 runs are done\n")
 
 
+def test_sweeps_that_came_one_by_one_go_on_together(
+    tmp_path: pathlib.Path, cache_dir: pathlib.Path) -> None:
+  file, workdir = experiment(tmp_path, cache_dir), tmp_path / "w"
+  *_, both, again = call(
+      f"--config={file} --workdir={workdir} --sweep=seeds --launcher=print",
+      f"--config={file} --workdir={workdir} --sweep=rates --launcher=print",
+      *[f"--workdir={workdir} --launcher=print"] * 2)
+  for code, out, err in both, again:
+    assert code == 0 and "--sweep=w " in out, err
+  plan = sweep.ledger.read_plan(workdir)
+  assert [len(ids) for ids in plan["sweeps"].values()] == [2, 2, 3]
+
+
 def test_what_fails_is_told_and_retried_alone(
     tmp_path: pathlib.Path, cache_dir: pathlib.Path) -> None:
   absent = tmp_path / "checkpoint"
@@ -211,9 +224,10 @@ def test_a_get_sweep_that_gives_no_cells(made: Any, said: str) -> None:
 def test_a_get_sweep_that_raises_is_named_with_its_line(
     tmp_path: pathlib.Path) -> None:
   path = tmp_path / "mine.py"
-  path.write_text("def get_sweep(config):\n  return {}['size']\n")
+  path.write_text("def get_config():\n  pass\n\ndef get_sweep(config):\n"
+                  "  return {}['size']\n")
   with pytest.raises(sweep.PlanError, match=(
-      r"get_sweep of .*mine\.py, line 2: KeyError: 'size'")):
+      r"get_sweep of .*mine\.py, line 5: KeyError: 'size'")):
     cells.of_experiment(config_lib.module(path), config_lib.default())
 
 

@@ -383,8 +383,9 @@ class ParameterCounts:
 
 def abstract_parameters(module: Transformer) -> dict:
   """Shapes and logical axes of the parameters; nothing is computed."""
-  return jax.eval_shape(module.init, jax.random.key(0),
-                        example_inputs(module.config))["params"]
+  # The key as well: JAX need not begin for it, with the devices of that time.
+  return jax.eval_shape(lambda: module.init(
+      jax.random.key(0), example_inputs(module.config)))["params"]
 
 
 def example_inputs(config: config_lib.ModelConfig, batch_size: int = 1,
