@@ -54,7 +54,7 @@ def another(key: str, entry: dataclasses.Field, hint: Any,
       str: ["elsewhere", "3k", "6k", "llama", "decoder", "encoder", "rotary",
             "sinusoidal", "relu", "rms_norm", "post", "fan_in", "dots",
             "reference", "causal", "masked", "infilling", "byte", "stdlib",
-            "line", "wsd", "bfloat16", "offline", "on"],
+            "line", "wsd", "bfloat16", "offline", "on", "mup"],
   }[hint]
   check = entry.metadata["check"]
   for value in candidates:
@@ -438,6 +438,7 @@ def from_command_line(*arguments: str) -> config_lib.ExperimentConfig:
 SHAPE = {"model.d_model", "model.num_layers", "model.num_heads"}
 PAIRS = {"model.family": "t5", "objective.corruption": "pairs",
          "data.corpus": "files", "data.files": "('a.jsonl',)"}
+BASE = {"model.base_d_model": 8, "model.base_head_dim": 8}
 BESIDE = {
     "model.num_encoder_layers": {"model.family": "t5"},
     "model.pooler": {"model.family": "bert"},
@@ -460,6 +461,10 @@ BESIDE = {
     "model.relative_distance": {
         "model.family": "bert", "model.positions": "relative",
         "model.relative_buckets": 4},
+    "model.parametrization": BASE,
+    "model.base_d_model": BASE | {"model.parametrization": "mup"},
+    "model.base_head_dim": BASE | {"model.parametrization": "mup"},
+    "model.base_num_layers": BASE | {"model.parametrization": "complete_p"},
     "data.files": {"data.corpus": "files"},
     "data.hub_name": {"data.corpus": "hub"},
     "data.tokenizer.path": {"data.tokenizer.kind": "directory"},

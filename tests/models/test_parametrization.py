@@ -360,13 +360,14 @@ def course(config: config_lib.ModelConfig, seeds: jax.Array,
 
 
 def slopes(configs: Sequence[config_lib.ModelConfig], sizes: Sequence[int],
-           seeds: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+           seeds: int, rate: float = 0.002,
+           ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
   """d log(size) / d log(width or depth), per site and step: of activations,
   and of their change. `seeds`: of models up to 256 wide; wider ones differ less
   by chance."""
   made = [jax.tree.map(lambda x: np.log(np.asarray(x).mean(0)), course(
       config, jnp.arange(max(4, seeds * 256 // max(256, config.d_model))),
-      0.002)) for config in configs]
+      rate)) for config in configs]
   return tuple({site: np.polyfit(np.log(sizes), [one[kind][site]
                                                  for one in made], 1)[0]
                 for site in made[0][kind]} for kind in (0, 1))
@@ -432,7 +433,7 @@ def test_depth_leaves_activations_as_they_are() -> None:
   def deep(name):
     found = slopes([model(
         name, num_layers=depth, scan_layers=True, positions="rotary",
-        init_std=0.05) for depth in depths], depths, 8)
+        init_std=0.05) for depth in depths], depths, 16, 0.004)
     for kind in found:
       del kind["decoder/first"]
     return found
