@@ -529,6 +529,13 @@ def test_weights_alone_come_from_another_run(
   with pytest.raises(config_lib.ConfigError) as error:
     train.run(make_config({"init_from": str(tmp_path)}), tmp_path)
   assert error.value.key == "init_from"
+  # Of the same shapes, but multiplied by other numbers.
+  for path in (source, f"{source}/checkpoints"):
+    with pytest.raises(config_lib.ConfigError, match=(
+        "init_from: .*parametrization='standard'")):
+      train.run(make_config({
+          "init_from": path, "model.parametrization": "mup",
+          "model.base_d_model": 8, "model.base_head_dim": 4}), tmp_path)
 
 
 @pytest.mark.parametrize("every_steps, steps", [

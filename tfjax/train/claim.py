@@ -107,6 +107,29 @@ def refuse_other_store(run_dir: pathlib.Path, what: str, held: str | None,
         "on the new one, or choose another run_id or workdir")
 
 
+# Of a model: they change what its parameters compute, and not their shapes.
+_MULTIPLIERS = ("parametrization", "base_d_model", "base_head_dim",
+                "base_num_layers")
+
+
+def refuse_other_parametrization(source: pathlib.Path,
+                                 model: config_lib.ModelConfig) -> None:
+  """Raises a ConfigError where the weights of a run, in the directory
+  `source` or its checkpoints', would be multiplied by other numbers here."""
+  source = source.expanduser().resolve()
+  held = _config_json(source) or _config_json(source.parent)
+  if held is None:
+    return  # Weights alone: nothing tells.
+  for name in _MULTIPLIERS:
+    default = getattr(config_lib.ModelConfig, name)
+    there, here = held.get("model", {}).get(name, default), getattr(model, name)
+    if there != here:
+      raise config_lib.ConfigError(
+          "init_from", f"the weights of {source} were trained with model.{name}="
+          f"{there!r}, and {here!r} would multiply them by other numbers; set "
+          f"model.{name} to {there!r}")
+
+
 def differences(
     held: Mapping[str, Any], config: config_lib.ExperimentConfig,
 ) -> dict[str, tuple[str, str]]:

@@ -162,8 +162,10 @@ class Run:
     state = steps.init(jax.random.key(self.config.seed),
                        self.parts.hyperparameters)
     if self.config.init_from:
+      source = pathlib.Path(self.config.init_from)
+      claim.refuse_other_parametrization(source, self.config.model)
       state = state.replace(params=checkpoints_lib.weights(
-          pathlib.Path(self.config.init_from), steps.abstract_state.params))
+          source, steps.abstract_state.params))
     return state
 
   def _check(self, counters: dict[str, Any]) -> None:
