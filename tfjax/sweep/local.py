@@ -12,13 +12,12 @@ meanwhile, or where the process has crashed by itself. One that exits is not
 tried again, nor one that raises.
 """
 
-import contextlib
 import dataclasses
 import pathlib
 import selectors
 import signal
 import time
-from typing import Any, Iterator, Mapping, Sequence
+from typing import Any, Mapping, Sequence
 
 from tfjax import config as config_lib
 from tfjax.sweep import agenda as agenda_lib
@@ -30,6 +29,7 @@ from tfjax.sweep import worker as worker_lib
 from tfjax.sweep.launch import Observer
 from tfjax.sweep.launch import Outcome
 from tfjax.sweep.specs import RunSpec
+from tfjax.train import interrupts
 from tfjax.train import out_of_memory
 from tfjax.train import records
 
@@ -199,7 +199,7 @@ class _Pool(_Desk):
         specs, self.workdir, sweep=self.sweep, workers=len(found),
         runner=self.runner)
     try:
-      with self._signals():
+      with interrupts.handled_by(self._stop):
         self.observer.launched(specs, len(found))
         for share in found:
           self._start_worker(share)
@@ -328,27 +328,14 @@ class _Pool(_Desk):
     return cause + out_of_memory.on_host(
         unit.specs[0].config, workers=len(self._workers) + 1)
 
-  @contextlib.contextmanager
-  def _signals(self) -> Iterator[None]:
-    """SIGINT and SIGTERM stop the workers gently; the second one, at once."""
-    def stop(signum: int, frame: Any) -> None:
-      del signum, frame
-      seconds = 0 if self.stopping else _STOP_SECONDS
-      self.stopping = True
-      for worker in self._workers:
-        worker.process.terminate()  # its children are its own to end
-        worker.expect_end(seconds)
-    kept = {}
-    try:
-      for signum in (signal.SIGINT, signal.SIGTERM):
-        kept[signum] = signal.signal(signum, stop)
-    except ValueError:  # not the main thread, which keeps its own handlers
-      pass
-    try:
-      yield
-    finally:
-      for signum, handler in kept.items():
-        signal.signal(signum, handler)
+  def _stop(self, signum: int) -> None:
+    """A signal stops the workers gently; the second one, at once."""
+    del signum
+    seconds = 0 if self.stopping else _STOP_SECONDS
+    self.stopping = True
+    for worker in self._workers:
+      worker.process.terminate()  # its children are its own to end
+      worker.expect_end(seconds)
 
 
 def _memory_ran_out(worker: process_lib.Worker) -> bool:

@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from typing import Any, Iterator, Mapping, Sequence
+from typing import Any, Mapping, Sequence
 
 from tfjax.sweep import ledger
 from tfjax.sweep import slurm_options
@@ -29,6 +29,7 @@ from tfjax.sweep.launch import Outcome
 from tfjax.sweep.process import LaunchError
 from tfjax.sweep.process import tail
 from tfjax.sweep.specs import RunSpec
+from tfjax.train import interrupts
 from tfjax.train import records
 
 LOGS = ".slurm"  # in the sweep's directory: what submitit writes
@@ -65,7 +66,7 @@ class SlurmLauncher:
     slurm_options.check_devices(specs, self._request)
     count = workers or min(len(specs), self._request.parallelism)
     watch = _Watch(self._workdir, specs, self._observer, self.outcomes)
-    with self._signals():
+    with interrupts.handled_by(self._count):
       job = _submit(self._workdir, self._sweep, self._runner, self._request,
                     count)
       _say(f"submitted {count} {'job' if count == 1 else 'jobs'} to SLURM as "
@@ -132,25 +133,10 @@ class SlurmLauncher:
       raise LaunchError(text)
     _say(text)
 
-  @contextlib.contextmanager
-  def _signals(self) -> Iterator[None]:
-    """SIGINT and SIGTERM are counted."""
-    def count(signum: int, frame: Any) -> None:
-      del frame
-      # Who asks for SIGTERM does not sit at the keyboard.
-      if signum == signal.SIGINT or not self._signals_seen:
-        self._signals_seen += 1
-    kept = {}
-    try:
-      for signum in (signal.SIGINT, signal.SIGTERM):
-        kept[signum] = signal.signal(signum, count)
-    except ValueError:  # not the main thread, which keeps its own handlers
-      pass
-    try:
-      yield
-    finally:
-      for signum, handler in kept.items():
-        signal.signal(signum, handler)
+  def _count(self, signum: int) -> None:
+    # Who asks for SIGTERM does not sit at the keyboard.
+    if signum == signal.SIGINT or not self._signals_seen:
+      self._signals_seen += 1
 
 
 class _Watch:

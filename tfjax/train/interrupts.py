@@ -6,7 +6,7 @@ import logging
 import signal
 import threading
 import time
-from typing import Iterator
+from typing import Any, Callable, Iterator
 
 _LOG = logging.getLogger("tfjax")
 
@@ -26,6 +26,35 @@ class Stop:
 
   def is_set(self) -> bool:
     return self.signal is not None
+
+
+@contextlib.contextmanager
+def handled_by(handler: Callable[[int], None]) -> Iterator[None]:
+  """SIGINT and SIGTERM call `handler`, with their number; for launchers.
+
+  A SIGTERM within a second of another is its echo. Outside of the main thread
+  nothing changes, as it alone may have handlers.
+  """
+  terminated = -float("inf")
+
+  def handle(number: int, frame: Any) -> None:
+    nonlocal terminated
+    del frame
+    before, now = terminated, time.monotonic()
+    if number == signal.SIGTERM:
+      terminated = now
+      if now - before < _ECHO_SECONDS:
+        return
+    handler(number)
+  kept = {}
+  if threading.current_thread() is threading.main_thread():
+    kept = {number: signal.signal(number, handle)
+            for number in (signal.SIGINT, signal.SIGTERM)}
+  try:
+    yield
+  finally:
+    for number, before in kept.items():
+      signal.signal(number, before)
 
 
 @contextlib.contextmanager
