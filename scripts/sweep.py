@@ -30,6 +30,7 @@ when it cannot be done as asked, 130 when it was stopped.
 import dataclasses
 import math
 import pathlib
+import shlex
 import sys
 import time
 from typing import Callable, Mapping, Sequence
@@ -54,6 +55,7 @@ from tfjax.sweep import cells as cells_lib
 from tfjax.sweep import cleaning
 from tfjax.sweep import collect
 from tfjax.sweep import preview
+from tfjax.sweep import slurm_options
 from tfjax.sweep import status
 from tfjax.train import records
 from tfjax.train import tuning
@@ -344,6 +346,11 @@ def _launch(console: console_lib.Console, specs: Sequence[sweep.RunSpec],
       print(f"# nothing is left to run: all {len(outcomes)} runs are done",
             file=sys.stderr)
     return sweep_end.OK  # nothing was to be run here
+  if _LAUNCHER.value == "slurm" and not slurm_options.read(
+      _options(), name or "").wait:
+    print("the jobs go on by themselves; how they stand: " + shlex.join(
+        [sys.executable, sys.argv[0], "status", f"--workdir={_WORKDIR.value}"]))
+    return sweep_end.OK
   return sweep_end.say(console, outcomes, time.monotonic() - begun,
                        _WORKDIR.value, stopped)
 

@@ -145,6 +145,21 @@ def test_sweeps_that_came_one_by_one_go_on_together(
   assert [len(ids) for ids in plan["sweeps"].values()] == [2, 2, 3]
 
 
+def test_jobs_that_are_not_waited_for_are_no_failure(
+    tmp_path: pathlib.Path, cache_dir: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch) -> None:
+  for name, script in {"srun": "", "sbatch": "echo Submitted batch job 7",
+                       "squeue": "echo PENDING"}.items():
+    path = tmp_path / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+  monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+  (code, out, _), = call(
+      f"--config={experiment(tmp_path, cache_dir)} --workdir={tmp_path}/w "
+      "--launcher=slurm --launcher_option=wait=false")
+  assert code == 0 and f"status --workdir={tmp_path}/w" in out
+
+
 def test_what_fails_is_told_and_retried_alone(
     tmp_path: pathlib.Path, cache_dir: pathlib.Path) -> None:
   absent = tmp_path / "checkpoint"
