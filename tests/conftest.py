@@ -5,7 +5,7 @@ one of token stores, and a run that trains in a blink."""
 import os
 import pathlib
 import signal
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 # Before JAX is imported. One cache for all tests, workers and the processes
 # that they start, kept from one test run to the next.
@@ -26,9 +26,13 @@ os.environ.update(
 for name in ("WANDB_API_KEY", "WANDB_BASE_URL"):
   os.environ.pop(name, None)
 
-import pytest  # pylint: disable=wrong-import-position
+# pylint: disable=wrong-import-position
+import jax
+import pytest
 
-from tfjax import config as config_lib  # pylint: disable=wrong-import-position
+from tfjax import config as config_lib
+from tfjax.train import step as step_lib
+# pylint: enable=wrong-import-position
 
 # What a shell starts in the background ignores Ctrl-C, and so would every test
 # and process from here on.
@@ -36,6 +40,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
   signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MakeConfig = Callable[..., config_lib.ExperimentConfig]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs() -> Iterator[None]:
+  """Every program maps memory anew, and a process may have 65,530 maps (Linux):
+  a worker that kept them all crashed within XLA."""
+  yield
+  step_lib.forget_steps()
+  jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

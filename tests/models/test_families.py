@@ -344,7 +344,8 @@ def test_presets_name_fields_and_valid_values() -> None:
   fields = {entry.name: entry
             for entry in dataclasses.fields(config_lib.ModelConfig)}
   shape = {"d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim",
-           "d_ff", "num_encoder_layers", "size", "vocab_size"}
+           "d_ff", "num_encoder_layers", "size", "vocab_size",
+           "base_d_model", "base_head_dim", "base_num_layers"}
   open_fields = {name for name, entry in fields.items()
                  if entry.default is None} - shape
   for family, preset in families.FAMILIES.items():

@@ -371,7 +371,8 @@ def test_script_trains_goes_past_a_failure_and_retries_it(
   assert planned.returncode == 0, planned.stderr
   assert planned.stdout.count("pending") == 3 and not workdir.exists()
   # 20 + 40 + 30 steps of 4 x 32 tokens
-  assert "11.5k" in planned.stdout.splitlines()[-1]
+  total, = re.findall("^ +3 runs .*", planned.stdout, re.M)
+  assert "11.5k" in total
 
   obstacle = workdir / _run_ids(planned.stdout)[0] / "checkpoints"
   obstacle.parent.mkdir(parents=True)
