@@ -374,7 +374,8 @@ def test_script_trains_goes_past_a_failure_and_retries_it(
   total, = re.findall("^ +3 runs .*", planned.stdout, re.M)
   assert "11.5k" in total
 
-  obstacle = workdir / _run_ids(planned.stdout)[0] / "checkpoints"
+  run_ids = re.findall(r"^ *\d+  (\S+)", planned.stdout, re.M)
+  obstacle = workdir / run_ids[0] / "checkpoints"
   obstacle.parent.mkdir(parents=True)
   obstacle.write_text("not a directory")
   begun = script()
@@ -397,11 +398,6 @@ def test_script_trains_goes_past_a_failure_and_retries_it(
   assert [state.result["steps"] for state in states] == [20, 40, 30]
   # ln(257) = 5.55 before training
   assert all(1 < state.loss < 5.5 for state in states)
-
-
-def _run_ids(table: str) -> list[str]:
-  """The first column of a dry run's table."""
-  return [line.split()[0] for line in table.splitlines()[1:-1]]
 
 
 @pytest.mark.parametrize("argument, expected", [
