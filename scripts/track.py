@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
   given = _parser().parse_args(arguments)
   try:
     return given.function(given)
-  except (FileNotFoundError, ValueError) as error:
+  except (OSError, ValueError) as error:
     print(f"error: {error}", file=sys.stderr)
     return _REFUSED
 

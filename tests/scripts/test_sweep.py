@@ -20,6 +20,7 @@ import pytest
 from tfjax import config as config_lib
 from tfjax import sweep
 from tfjax.sweep import cells
+from tfjax.train import records
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 EXPERIMENT = '''
@@ -184,6 +185,8 @@ def test_what_fails_is_told_and_retried_alone(
   assert f"run --workdir={workdir}" in pending[1].splitlines()[-1]
   assert ran[0] == 1 and "2 runs: 1 complete, 1 failed" in ran[1]
   assert "failed: gpt2-3k-4-steps-" in ran[2] and "checkpoint" in ran[2]
+  # In this process there is no log to be pointed to.
+  assert "log:" not in ran[2]
   assert f"retry --workdir={workdir}" in ran[2].splitlines()[-1]
   assert shown[0] == 0 and shown[1].startswith("failed: gpt2-3k-4-steps-")
   assert shown[1].count("\n") == 1
@@ -192,6 +195,62 @@ def test_what_fails_is_told_and_retried_alone(
   assert "retry --workdir=" in status[1].splitlines()[-1]
   assert retried[0] == 1 and "1 run: 1 failed" in retried[1]
   assert printed[0] == 0 and "tfjax.sweep.join" in printed[1]
+
+
+def test_a_retry_goes_on_with_those_that_are_halved_together(
+    tmp_path: pathlib.Path, cache_dir: pathlib.Path) -> None:
+  file = experiment(tmp_path, cache_dir, **{
+      "sweep.halving": 2, "duration.steps": 8})
+  overrides = tmp_path / "cells.json"
+  overrides.write_text(json.dumps([
+      {"seed": seed, "optimizer.learning_rate": rate}
+      for seed in (0, 1) for rate in (1e-3, 2e-3, 4e-3)]))
+  workdir = tmp_path / "w"
+  call(f"--config={file} --workdir={workdir} --overrides={overrides} "
+       "--launcher=print")
+  specs = sweep.ledger.read_specs(workdir)
+  (workdir / specs[1].run_id).mkdir()
+  records.write_result(workdir / specs[1].run_id, dict(
+      run_id=specs[1].run_id, status="interrupted", status_reason="a signal",
+      steps=1))
+  (code, dry, _), printed = call(
+      f"retry --workdir={workdir} --dry_run",
+      f"retry --workdir={workdir} --launcher=print")
+  ids = [specs[index].run_id for index in (1, 0, 2)]
+  assert code == 0 and [line.split()[1] for line in dry.splitlines()] == ids
+  assert dry.splitlines()[0].endswith("at step 1 of 8: a signal")
+  assert dry.splitlines()[2].endswith(
+      "at step 0 of 8: others wait for it at a rung of sweep.halving")
+  # Of the other seed nothing.
+  assert printed[0] == 0
+  assert printed[1].rstrip().endswith(" ".join(["--only", *ids]))
+
+
+def test_this_process_trains_as_a_worker_does(
+    tmp_path: pathlib.Path, cache_dir: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch) -> None:
+  """On as many devices as a mesh asks for, and one run at a time."""
+  monkeypatch.delenv("JAX_NUM_CPU_DEVICES")
+  file = experiment(tmp_path, cache_dir, **{"runtime.num_devices": None})
+  overrides = tmp_path / "cells.json"
+  overrides.write_text(json.dumps([
+      {"mesh.data": 2, "duration.steps": 2}, {"seed": 1, "mesh.data": 4}]))
+  given = (f"--workdir={tmp_path}/w --workers=0")
+  planned, ran, again = call(
+      f"{given} --config={file} --overrides={overrides} --dry_run",
+      f"{given} --config={file} --overrides={overrides} "
+      "--config.duration.steps=1",
+      f"{given} run")
+  assert planned[0] == 0 and "h with 1 at a time" in planned[1]
+  assert ran[0] == 0 and "2 runs: 2 complete" in ran[1], ran[2]
+  assert again[0] == 0
+  meshes = [record["device_count"] for record in map(
+      records.read_result, sorted((tmp_path / "w").glob("gpt2-*")))]
+  assert sorted(meshes) == [2, 4]
+  first = next((tmp_path / "w").glob("gpt2-*/result.json"))
+  first.unlink()
+  (resumed,) = call(f"retry {given}")
+  assert resumed[0] == 0 and "1 run: 1 complete" in resumed[1], resumed[2]
 
 
 def test_mistakes_are_one_line(tmp_path: pathlib.Path,
@@ -213,6 +272,8 @@ def test_mistakes_are_one_line(tmp_path: pathlib.Path,
       f"{given} --sweep_arg=rate='fast'": "config.optimizer.learning_rate",
       f"{given} --launcher_option=partition": "not of the form name=value",
       f"{given} --launcher=pbs": "<local|print|slurm>",
+      f"{given} --launcher=slurm --workers=0": "launcher 'slurm' runs nothing "
+                                               "here",
       f"{given} --overrides=x.json --sweep=seeds": "--sweep=seeds is for "
                                                    "get_sweep",
       "collect --workdir=w --out=runs.xlsx": "'.xlsx' is not known",
@@ -244,6 +305,10 @@ def test_a_get_sweep_that_raises_is_named_with_its_line(
   with pytest.raises(sweep.PlanError, match=(
       r"get_sweep of .*mine\.py, line 5: KeyError: 'size'")):
     cells.of_experiment(config_lib.module(path), config_lib.default())
+  module = types.ModuleType("module")
+  module.get_sweep = lambda: [{}]
+  with pytest.raises(sweep.PlanError, match="must take the config as its"):
+    cells.of_experiment(module, config_lib.default())
 
 
 def test_what_a_trunk_has_done_is_not_counted_for_its_branches(

@@ -212,6 +212,10 @@ def test_an_ensemble_is_one_unit_until_it_is_broken_up(
   for index in (0, 1, 3):
     sweep_.write(index, "failed")
   sweep_.agenda.break_up(sweep_.unit)
+  # Others know of it, too.
+  asked_at = [row["asked_at"] for row in ledger.read_plan(
+      sweep_.workdir)["runs"]]
+  assert min(asked_at[index] for index in (0, 1, 3)) > asked_at[2]
   sweep_.agenda.back(sweep_.unit)
   assert {sweep_.take()[0] for _ in range(3)} == {0, 1, 3}
   assert sweep_.unit.runner == agenda_lib.RUNNER

@@ -173,6 +173,7 @@ def test_only_what_nothing_needs_is_removed(
   save(failed, "10")
   save(killed, "10", "20.orbax-checkpoint-tmp-1")
   (killed / ".metrics.jsonl.77").write_bytes(bytes(7))
+  (killed / ".MODEL_CARD.md.77").write_bytes(bytes(3))
   (killed / ".claim").mkdir()
   (workdir / ".sweep.json.78").write_bytes(bytes(8))
   old = workdir / ".runs.parquet.79"
@@ -181,7 +182,8 @@ def test_only_what_nothing_needs_is_removed(
   expected = {
       f"{complete.name}/checkpoints": 300,
       f"{killed.name}/checkpoints/20.orbax-checkpoint-tmp-1": 100,
-      f"{killed.name}/.metrics.jsonl.77": 7, ".runs.parquet.79": 9}
+      f"{killed.name}/.metrics.jsonl.77": 7,
+      f"{killed.name}/.MODEL_CARD.md.77": 3, ".runs.parquet.79": 9}
   assert found(workdir) == expected
   with claim.directory(killed):  # somebody has taken it up
     assert len(found(workdir)) == 2

@@ -25,6 +25,7 @@ import pytest
 from tfjax import config as config_lib
 from tfjax import sweep
 from tfjax import train
+from tfjax.sweep import failures
 from tfjax.sweep import local
 from tfjax.sweep import shares
 from tfjax.train import lease
@@ -34,9 +35,10 @@ from tfjax.train import spent
 from tfjax.train import tuning
 
 RUNNER = "test_launch:act"
-# Seeds; on the second attempt all but the last two are good.
+# Seeds; on the second attempt those that are or do something are good, but for
+# the last four.
 (GOOD, RAISES, IS_KILLED, IS_SLOW, IS_DEAF, IS_ALWAYS_KILLED,
- RUNS_OUT_OF_MEMORY) = range(7)
+ RUNS_OUT_OF_MEMORY, DIVERGES, TAKES_A_SECOND) = range(9)
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 print("a runner's module may print when a worker imports it")
@@ -72,7 +74,9 @@ def act(config: config_lib.ExperimentConfig, workdir: str, *,
   if config.seed == RUNS_OUT_OF_MEMORY:
     spent.Spent.start = _exhaust  # once the run is on record
     train.run(config, workdir, sweep=sweep, run_id=run_id)
-  status = "complete"
+  status = "diverged" if config.seed == DIVERGES else "complete"
+  if config.seed == TAKES_A_SECOND:
+    time.sleep(1.0)
   if first and config.seed in (IS_SLOW, IS_DEAF):
     told = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: (
@@ -158,6 +162,49 @@ def test_failures_are_recorded_and_only_they_are_retried(
       "complete", "complete", "failed", "complete", "complete"]
   assert [one.skipped for one in outcomes] == [False, True, False, True, True]
   assert [len(_attempts(tmp_path, spec)) for spec in specs] == [2, 2, 4, 1, 1]
+
+
+def test_who_diverges_is_recorded_with_the_end_of_its_log(
+    make_specs: Callable, tmp_path: pathlib.Path) -> None:
+  spec, = specs = make_specs({"seed": DIVERGES})
+  outcome, = sweep.launch(specs, tmp_path, workers=1, runner=RUNNER)
+  assert outcome.state.status == "diverged"
+  assert outcome.state.result["loss"] == 2.0
+  assert "printed from C" in outcome.state.result["log_tail"]
+  # Of an ensemble one run has the log of all.
+  other = tmp_path / "other"
+  other.mkdir()
+  records.write_result(other, dict(status="failed"))
+  failures.add_log(other, tmp_path / spec.run_id)
+  assert records.read_result(other)["log_tail"] == (
+      outcome.state.result["log_tail"])
+
+
+def test_a_worker_that_alone_is_told_to_stop_is_replaced(
+    make_specs: Callable, tmp_path: pathlib.Path) -> None:
+  spec, other = specs = make_specs({"seed": IS_SLOW}, {"seed": GOOD})
+  told = []
+
+  def tell() -> None:
+    told.append(int(_wait_for((tmp_path / spec.run_id / "pid").read_text)))
+    os.kill(told[0], signal.SIGTERM)
+  teller = threading.Thread(target=tell)
+  teller.start()
+  outcomes = sweep.launch(specs, tmp_path, workers=1, runner=RUNNER)
+  teller.join()
+  assert [one.state.status for one in outcomes] == ["complete"] * 2
+  assert [one["pid"] == told[0] for one in _attempts(tmp_path, spec)] == [
+      True, False]
+  assert len(_attempts(tmp_path, other)) == 1
+
+
+def test_a_worker_that_is_not_needed_any_more_has_not_failed_to_start(
+    make_specs: Callable, tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch) -> None:
+  monkeypatch.setattr(local, "_KILLED_STARTS", 1)
+  specs = make_specs({"seed": RAISES}, {"seed": TAKES_A_SECOND})
+  outcomes = sweep.launch(specs, tmp_path, workers=2, runner=RUNNER)
+  assert [one.state.status for one in outcomes] == ["failed", "complete"]
 
 
 def test_out_of_memory_names_the_sizes_and_a_way_out(
@@ -388,6 +435,8 @@ def test_script_trains_goes_past_a_failure_and_retries_it(
   kept = {path: path.stat().st_mtime_ns for path in
           workdir.glob("*/metrics.jsonl") if path.parent != obstacle.parent}
   assert len(kept) == 2
+  for path in kept:
+    assert "compiling: " in path.with_name("log.txt").read_text()
 
   obstacle.unlink()
   retried = script()

@@ -138,7 +138,8 @@ def test_specs_come_back_as_they_were_planned(
 
 
 def test_several_sweeps_share_a_directory_and_their_runs(
-    base: ml_collections.ConfigDict, tmp_path: pathlib.Path) -> None:
+    base: ml_collections.ConfigDict, tmp_path: pathlib.Path,
+    caplog: pytest.LogCaptureFixture) -> None:
   ids = [spec.run_id for spec in _plan(base, 0, 1, 2, 3)]
   ledger.write_plan(tmp_path, "one", _plan(base, 0, 1))
   ledger.write_plan(tmp_path, "two", _plan(base, 1, 2))
@@ -150,7 +151,10 @@ def test_several_sweeps_share_a_directory_and_their_runs(
   assert ledger.read_plan(tmp_path, "one")["sweep"] == "one"
   assert len(ledger.sweep_state(tmp_path, "two")) == 2
   # Launched again, a sweep has what it is now, and comes last.
+  assert not caplog.messages
   ledger.write_plan(tmp_path, "one", _plan(base, 3))
+  said, = caplog.messages
+  assert said.startswith("1 unfinished runs") and said.endswith(ids[0])
   plan = ledger.read_plan(tmp_path)
   assert list(plan["sweeps"].items()) == [("two", ids[1:3]), ("one", ids[3:])]
   assert [one.config.seed for one in ledger.read_specs(tmp_path)] == [1, 2, 3]

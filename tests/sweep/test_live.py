@@ -192,9 +192,13 @@ def test_a_trunk_is_counted_once(
   branch, trunk = (watch.runs[spec.run_id] for spec in specs)
   assert trunk.flops_total == specs[1].budget.flops_total
   # The decay alone is the branch's own, a fifth of its steps.
-  decay = base.optimizer.decay_fraction
-  assert branch.flops_total == pytest.approx(
-      decay * specs[0].budget.flops_total)
+  share = base.optimizer.decay_fraction * specs[0].budget.flops_total
+  assert branch.flops_total == pytest.approx(share)
+  # The record of a failure does not know.
+  write_run(specs[0], "failed", 90)
+  watch.refresh()
+  assert branch.flops_total == pytest.approx(share)
+  assert branch.flops_done == pytest.approx(share / 2)
   # As if it could not branch off: its record says that it shares nothing.
   write_run(specs[0], "complete", 100)
   watch.refresh()

@@ -7,6 +7,7 @@ really gets a run is settled by its claim (`tfjax.train.lease`). Processes are
 `tfjax.sweep.local`'s.
 """
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -77,7 +78,9 @@ class Agenda:
     self._settled: list[RunSpec] = []  # and not told yet
     # Who shares what with whom is of all that is planned: of what is left
     # alone, a done trunk's branches would share another, or none.
-    self._planned = ledger.read_specs(workdir)
+    # (Somebody may have planned another sweep of that name since.)
+    self._planned = list({spec.run_id: spec for spec in (
+        *ledger.read_specs(workdir), *specs)}.values())
     self._branches = branch.options(self._planned)
     self._rungs = {spec.run_id: group
                    for group in halving.groups(self._planned)
@@ -159,8 +162,12 @@ class Agenda:
   def break_up(self, unit: Unit) -> None:
     """From now on each run of the unit is one of its own, and is tried again
     though it has failed in the unit."""
-    now = lease.stamp(self._workdir)
-    self._asked_at.update(dict.fromkeys(unit.run_ids, now))
+    left = [run_id for run_id in unit.run_ids if run_id in self._open]
+    self._asked_at.update(dict.fromkeys(left, lease.stamp(self._workdir)))
+    # On file for those who watch. Without it, as on a full disk, they see a
+    # failure until the run is taken up.
+    with contextlib.suppress(OSError, ledger.LaunchBusyError):
+      ledger.ask(self._workdir, left)
     index = self._index(unit)
     self._groups[index:index + 1] = [(spec,) for spec in self._groups[index]]
 
@@ -241,5 +248,5 @@ class Agenda:
         result.get("config_hash") != self._hashes[spec.run_id]):
       return False
     if result["status"] == "failed":
-      return written > self._asked_at[spec.run_id]
+      return written > self._asked_at.get(spec.run_id, 0.0)
     return result["status"] in records.FINISHED

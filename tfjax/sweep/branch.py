@@ -15,6 +15,7 @@ import pathlib
 from typing import Any, Mapping, Sequence
 
 from tfjax import config as config_lib
+from tfjax.sweep import ledger
 from tfjax.sweep.specs import RunSpec
 from tfjax.train import checkpoints
 from tfjax.train import optimizers
@@ -94,7 +95,7 @@ def is_alone(workdir: str | os.PathLike[str],
              given: Mapping[str, Any]) -> bool:
   """Whether a run with these options that has yet to begin does all of its
   steps itself: its trunk has ended for good, and left it no checkpoint."""
-  return ("branch" in given and _has_ended(
+  return ("branch" in given and ledger.is_finished(
       pathlib.Path(workdir) / given["branch"]["run_id"])
           and not _has_left(workdir, given))
 
@@ -113,11 +114,11 @@ def clean(workdir: str | os.PathLike[str],
   configs = {spec.run_id: spec.config for spec in specs}
   deleted = []
   for run_id, kept in given.items():
-    if "keep_steps" not in kept or not _has_ended(workdir / run_id):
+    if "keep_steps" not in kept or not ledger.is_finished(workdir / run_id):
       continue
     waiting = {other["branch"]["step"] for name, other in given.items()
                if other.get("branch", {}).get("run_id") == run_id
-               and not _has_ended(workdir / name)}
+               and not ledger.is_finished(workdir / name)}
     deleted += checkpoints.delete(
         workdir / run_id / "checkpoints", configs[run_id].checkpoint,
         set(kept["keep_steps"]) - waiting)
@@ -199,8 +200,3 @@ def _has_left(workdir: str | os.PathLike[str],
               given: Mapping[str, Any]) -> bool:
   trunk = pathlib.Path(workdir) / given["branch"]["run_id"]
   return (trunk / "checkpoints" / str(given["branch"]["step"])).is_dir()
-
-
-def _has_ended(run_dir: pathlib.Path) -> bool:
-  result = records.read_result(run_dir)
-  return result is not None and result["status"] in records.FINISHED

@@ -118,8 +118,11 @@ def _checked(what: str, cells: Any) -> list[Overrides]:
 def _arguments(get_sweep: Callable[..., Any],
                arguments: Sequence[str]) -> dict[str, Any]:
   """name=value texts; a name that get_sweep does not take raises."""
-  _, *known = inspect.signature(get_sweep).parameters
-  given = {}
+  names = list(inspect.signature(get_sweep).parameters)
+  if not names:
+    raise PlanError(["get_sweep() must take the config as its first argument: "
+                     "def get_sweep(config)"], 0)
+  known, given = names[1:], {}
   for argument in arguments:
     name, _, text = argument.partition("=")
     try:

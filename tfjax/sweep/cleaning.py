@@ -20,14 +20,13 @@ from tfjax.sweep import branch
 from tfjax.sweep import ledger
 from tfjax.sweep.specs import RunSpec
 from tfjax.train import claim
-from tfjax.train import records
 
 _CHECKPOINTS = "checkpoints"
 # A directory on its way out: a part of a checkpoint would be a damaged one.
 _DOOMED = ".checkpoints.deleted"
 _UNFINISHED = "*.orbax-checkpoint-tmp*"  # saves that a kill cut short
 # Files that were to be renamed, as `records.write_text` names them.
-_TEMPORARY = re.compile(r"\..+\.(json|jsonl|html|parquet|csv)\.\d+")
+_TEMPORARY = re.compile(r"\..+\.(json|jsonl|md|html|parquet|csv)\.\d+")
 _OLD_SECONDS = 3600.0  # no file takes so long to write, nor differ clocks so
 
 
@@ -63,7 +62,7 @@ def find(workdir: str | os.PathLike[str]) -> list[Leftover]:
     if claim.is_held(run_dir):
       continue
     saved = run_dir / _CHECKPOINTS
-    if (_has_ended(run_dir) and run_dir.resolve() not in needed
+    if (ledger.is_finished(run_dir) and run_dir.resolve() not in needed
         and saved.is_dir()):
       found.append(_leftover(saved, "checkpoints of a run that has ended",
                              run_dir, is_checkpoints=True))
@@ -100,7 +99,7 @@ def _remove(one: Leftover) -> bool:
   try:
     with claim.directory(one.run_dir):
       if one.is_checkpoints:
-        if not _has_ended(one.run_dir):
+        if not ledger.is_finished(one.run_dir):
           return False
         doomed = one.run_dir / _DOOMED
         _delete(doomed)  # of a clean that was killed
@@ -127,7 +126,8 @@ def _needed(workdir: pathlib.Path) -> set[pathlib.Path]:
     specs = ledger.read_specs(workdir)
   except FileNotFoundError:
     return set()  # Runs may have been trained one by one.
-  waiting = [spec for spec in specs if not _has_ended(workdir / spec.run_id)]
+  waiting = [spec for spec in specs
+             if not ledger.is_finished(workdir / spec.run_id)]
   given = branch.options(specs)
   trunks = {(workdir / given[spec.run_id]["branch"]["run_id"]).resolve()
             for spec in waiting if "branch" in given.get(spec.run_id, {})}
@@ -138,11 +138,6 @@ def _needed(workdir: pathlib.Path) -> set[pathlib.Path]:
 def _init_from(spec: RunSpec) -> pathlib.Path:
   path = pathlib.Path(spec.config.init_from).expanduser().resolve()
   return path.parent if path.name == _CHECKPOINTS else path
-
-
-def _has_ended(run_dir: pathlib.Path) -> bool:
-  result = records.read_result(run_dir)
-  return result is not None and result["status"] in records.FINISHED
 
 
 def _leftover(path: pathlib.Path, what: str, run_dir: pathlib.Path | None,

@@ -110,8 +110,7 @@ def _row(workdir: pathlib.Path, run_id: str,
   row["config"] = _config(workdir / run_id / "config.json")
   row |= {f"overrides.{key}": value
           for key, value in (overrides or {}).items()}
-  return {name: value for name, value in flat(row).items()
-          if not isinstance(value, Mapping)}
+  return flat(row)
 
 
 def _config(path: pathlib.Path) -> dict[str, Any]:

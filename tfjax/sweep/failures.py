@@ -5,6 +5,7 @@ A run whose process lives records its failure itself (`tfjax.train.summary`);
 here is what only its launcher can add, and what it writes for the dead.
 """
 
+import contextlib
 import dataclasses
 import pathlib
 
@@ -45,6 +46,25 @@ def record(workdir: pathlib.Path, spec: RunSpec, sweep: str | None,
             run_dir, result | dict(log_tail=log_tail(run_dir)))
   except claim.RunDirectoryBusyError:
     pass  # theirs is the last word
+
+
+def add_log(run_dir: pathlib.Path, log_dir: pathlib.Path) -> None:
+  """Adds the end of a log to the record of a run that diverged or failed.
+
+  Args:
+    log_dir: of the run whose log it is, in an ensemble the first one.
+
+  Raises:
+    WriteError: the disk is full, say.
+    RecordError: there is a damaged record.
+  """
+  result = records.read_result(run_dir)
+  if result is None or result["status"] not in ("diverged", "failed"):
+    return
+  with contextlib.suppress(claim.RunDirectoryBusyError):
+    with claim.directory(run_dir):
+      records.write_result(
+          run_dir, result | dict(log_tail=log_tail(log_dir)))
 
 
 def log_tail(run_dir: pathlib.Path) -> str | None:

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import logging
 import os
 import pathlib
 import time
@@ -24,6 +25,8 @@ from tfjax.sweep.specs import flat
 from tfjax.sweep.specs import RunSpec
 from tfjax.train import lease
 from tfjax.train import records
+
+_LOG = logging.getLogger("tfjax")
 
 LOG = "log.txt"  # in a run's directory: what its worker printed
 PLAN = "sweep.json"
@@ -89,11 +92,19 @@ def progress(workdir: str | os.PathLike[str], run_id: str) -> RunState:
                   tokens_per_second=row.get("tokens_per_second"))
 
 
-def is_finished(run_dir: str | os.PathLike[str], config_hash: str) -> bool:
-  """Whether the run of that config has ended for good."""
+def is_finished(run_dir: str | os.PathLike[str],
+                config_hash: str | None = None) -> bool:
+  """Whether a run has ended for good.
+
+  Args:
+    config_hash: of the config that it must have been of; None: whichever.
+
+  Raises:
+    RecordError: its result.json is damaged.
+  """
   result = records.read_result(pathlib.Path(run_dir))
   return (result is not None and result["status"] in records.FINISHED
-          and result.get("config_hash") == config_hash)
+          and config_hash in (None, result.get("config_hash")))
 
 
 def sweep_state(workdir: str | os.PathLike[str],
@@ -154,10 +165,17 @@ def write_plan(workdir: str | os.PathLike[str], sweep: str,
     for spec in specs:
       rows[spec.run_id] = _row(spec, asked_at)
     # The newest comes last, and is `sweep`.
-    plan["sweeps"].pop(sweep, None)
+    before = plan["sweeps"].pop(sweep, [])
     plan["sweeps"][sweep] = [spec.run_id for spec in specs]
     planned = dict.fromkeys(
         run_id for run_ids in plan["sweeps"].values() for run_id in run_ids)
+    gone = [run_id for run_id in before if run_id not in planned
+            and not is_finished(workdir / run_id)]
+    if gone:
+      _LOG.warning(
+          "%d unfinished runs that the sweep %r had leave the plan of %s, as "
+          "the sweep is another now: %s%s", len(gone), sweep, workdir,
+          ", ".join(gone[:3]), ", ..." if len(gone) > 3 else "")
     _write(workdir, plan["sweeps"], [rows[run_id] for run_id in planned])
 
 

@@ -48,7 +48,7 @@ class Report:
   when a run has ended since.
 
   Attributes:
-    state: none, making, ready or failed.
+    state: none, making, ready, old or failed.
     text: why it failed.
   """
 

@@ -8,10 +8,12 @@ A worker that dies takes its unit with it: the run is begun again from its
 newest checkpoint, after all that can be begun before, until it has died
 `_KILLS` times in a row without a newer checkpoint; then it has failed. Two
 times are enough where the kernel has killed a process for want of memory
-meanwhile, or where the process has crashed by itself. One that exits is not
-tried again, nor one that raises.
+meanwhile, or where the process has crashed by itself. One that was told to stop
+by itself, and saved, has died too. One that exits is not tried again, nor one
+that raises.
 """
 
+import contextlib
 import dataclasses
 import pathlib
 import selectors
@@ -40,6 +42,8 @@ _LOOK_SECONDS = 1.0
 _STOP_SECONDS = 60.0
 _FAILED_STARTS, _KILLED_STARTS = 3, 30  # in a row
 _KILLS, _CRASHES = 5, 2
+# By others; the rest is the process's own fault.
+_KILLED_BY = (-signal.SIGKILL, -signal.SIGTERM)
 
 
 class LocalLauncher:
@@ -98,7 +102,9 @@ class _Desk:
              reason: str | None) -> None:
     """A worker has done with a unit, as its answer says."""
     alone = len(unit.specs) == 1
-    if event == "failed" and alone:
+    if event == "finished":
+      self.add_logs(unit)
+    elif event == "failed" and alone:
       self.fail(unit.specs[0], reason)
     elif event == "failed":
       self.put_back(unit, f"goes on alone, as all together failed: {reason}")
@@ -119,6 +125,14 @@ class _Desk:
   def put_back(self, unit: agenda_lib.Unit, reason: str) -> None:
     for spec in unit.specs:
       self.observer.put_back(spec, reason)
+
+  def add_logs(self, unit: agenda_lib.Unit) -> None:
+    """To the records of those that have diverged, or failed in an ensemble."""
+    for spec in unit.specs:
+      # A full disk, say: there is a record, if without a log.
+      with contextlib.suppress(OSError, records.RecordError):
+        failures.add_log(self.workdir / spec.run_id,
+                         self.workdir / unit.run_ids[0])
 
   def fail(self, spec: RunSpec, reason: str) -> None:
     """Records a failure; where that is impossible, at least tells of it."""
@@ -263,7 +277,10 @@ class _Pool(_Desk):
     unit, worker.unit = worker.unit, None
     if event in ("failed", "interrupted"):
       worker.hang_up()  # it ends by itself
-    self.handle(unit, event, message.get("reason"))
+    if event == "interrupted" and not self.stopping:
+      self._died(worker, unit, -signal.SIGTERM)  # it alone was told to stop
+    else:
+      self.handle(unit, event, message.get("reason"))
 
   def _bury(self, worker: process_lib.Worker) -> None:
     """A worker has ended: sees to what it was at, and replaces it."""
@@ -271,15 +288,17 @@ class _Pool(_Desk):
     self._selector.unregister(worker)
     self._workers.remove(worker)
     status = worker.bury()
+    if status == 128 + signal.SIGTERM:  # as it ends outside of training
+      status = -signal.SIGTERM
     if worker.unit is not None:
       self._died(worker, worker.unit, status)
-    elif not worker.is_ready and not self.stopping:
+    elif not (worker.is_ready or worker.is_leaving or self.stopping):
       self._count_bad_start(worker, status)
     if not self.agenda.done and not self.stopping:
       self._start_worker(worker.share)
 
   def _count_bad_start(self, worker: process_lib.Worker, status: int) -> None:
-    kind = "killed" if status == -signal.SIGKILL else "failed"
+    kind = "killed" if status in _KILLED_BY else "failed"
     self._bad_starts[kind] += 1
     if self._bad_starts[kind] >= dict(
         failed=_FAILED_STARTS, killed=_KILLED_STARTS)[kind]:
@@ -310,7 +329,7 @@ class _Pool(_Desk):
     before, count = self._deaths.get(unit.run_ids, (-1, 0))
     count = 1 if saved > before else count + 1
     self._deaths[unit.run_ids] = max(before, saved), count
-    crashed = status != -signal.SIGKILL or _memory_ran_out(worker)
+    crashed = status not in _KILLED_BY or _memory_ran_out(worker)
     return status < 0 and count < (_CRASHES if crashed else _KILLS)
 
   def _verdict(self, worker: process_lib.Worker, unit: agenda_lib.Unit,

@@ -235,8 +235,9 @@ class Watch:
         run.device_seconds is not None or run.was_pending):
       self._watched += max(0.0, seconds - (run.device_seconds or 0.0))
     run.state, run.device_seconds = state, seconds
-    if state.result is not None:
-      # One that could not branch off has done all itself.
+    if state.status in (*SETTLED, "interrupted") and state.result:
+      # One that could not branch off has done all itself. (The record of a
+      # failure knows nothing of it.)
       run.shared_flops = _number(state.result, "shared_flops") or 0.0
     flops = _number(state.result or {}, "flops_total")
     if flops is None:

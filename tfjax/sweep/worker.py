@@ -15,6 +15,7 @@ import faulthandler
 import functools
 import importlib
 import json
+import logging
 import os
 import pathlib
 import queue
@@ -43,6 +44,7 @@ def main(arguments: list[str]) -> int:
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   signal.signal(signal.SIGTERM, _exit)
   faulthandler.enable(2)
+  log_to_stderr()
   load_runner(arguments[0])  # now: what cannot be imported is told at once
   inbox: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
   busy = threading.Event()
@@ -61,6 +63,12 @@ def main(arguments: list[str]) -> int:
     if answer["event"] in ("failed", "interrupted"):
       break
   return 0
+
+
+def log_to_stderr() -> None:
+  """What tfjax tells of a run as it goes, and warnings of others."""
+  logging.basicConfig(format="%(asctime)s %(message)s")
+  logging.getLogger("tfjax").setLevel(logging.INFO)
 
 
 def perform(runner: Runner, task: Mapping[str, Any]) -> dict[str, Any]:
