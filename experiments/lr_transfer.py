@@ -43,6 +43,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.evaluation.tokens = 2**14
   config.evaluation.batch_size = 16
   config.tracking.wandb = "disabled"
+  config.sweep.ensemble = "on"  # the rates of one model in one step
   return config
 
 
