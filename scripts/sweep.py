@@ -17,7 +17,8 @@
            --config.key=None unsets it. Runs that are complete are skipped,
            those that were interrupted resumed, those that failed tried again.
   status   where every run stands.
-  retry    run what failed or was interrupted, and nothing else.
+  retry    run what failed or was interrupted, and nothing else but what that
+           waits for at a rung of sweep.halving.
   clean    remove checkpoints of runs that have ended and what killed processes
            have left; asks for --yes.
   collect  one table with a row a run: --out=FILE.parquet or FILE.csv.
@@ -27,13 +28,12 @@ run has ended for good (or there was nothing to do), 1 when some have not, 2
 when it cannot be done as asked, 130 when it was stopped.
 """
 
-import dataclasses
 import math
 import pathlib
 import shlex
 import sys
 import time
-from typing import Callable, Mapping, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -54,9 +54,12 @@ from tfjax.sweep import calibrate
 from tfjax.sweep import cells as cells_lib
 from tfjax.sweep import cleaning
 from tfjax.sweep import collect
+from tfjax.sweep import halving
 from tfjax.sweep import preview
 from tfjax.sweep import slurm_options
 from tfjax.sweep import status
+from tfjax.sweep.launch import check
+from tfjax.sweep.specs import flat
 from tfjax.train import records
 from tfjax.train import tuning
 
@@ -65,8 +68,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "directory of the sweep; each run has its own below it")
 _WORKERS = flags.DEFINE_integer(
-    "workers", None, "worker processes; 0: none, in this process; unset: one a "
-    "core or accelerator", lower_bound=0)
+    "workers", None, "worker processes; 0: none, in this process (--launcher "
+    "local); unset: one a core, or as many as the GPUs suffice for",
+    lower_bound=0)
 _LAUNCHER = flags.DEFINE_enum(
     "launcher", "local", sorted(sweep.LAUNCHERS),
     "local: on this machine; slurm: as an array of jobs; print: the commands "
@@ -110,7 +114,9 @@ def main(arguments: Sequence[str]) -> int:
   if not console.is_terminal:
     console = console_lib.Console(width=_PIPE_WIDTH)
   try:
-    _options()  # Before anything is planned.
+    # Before anything is planned.
+    _options()
+    check(_LAUNCHER.value, _WORKERS.value)
     return _COMMANDS[command](console)
   except (config_lib.ConfigError, sweep.PlanError, corpora.DataError,
           sweep.LaunchError, records.RecordError, collect.CollectError,
@@ -143,8 +149,8 @@ def _misplaced(command: str) -> str | None:
 def _run(console: console_lib.Console) -> int:
   if _CONFIG.value is None:
     specs = _planned_before()
+    _lay_out_specs(specs)
     if _DRY_RUN.value:
-      _lay_out([dataclasses.asdict(spec.config.mesh) for spec in specs])
       return _preview(console, {cells_lib.ONLY: specs})
     undone = [spec.run_id for spec in specs if _state(spec).status
               not in records.FINISHED]
@@ -153,10 +159,8 @@ def _run(console: console_lib.Console) -> int:
   config, given = _CONFIG.value, commandline.overrides()
   config_lib.override(config, given)
   cells = sweep_flags.cells(config, given)
-  if _DRY_RUN.value:
-    _lay_out([{axis: cell.get(f"mesh.{axis}", config.mesh[axis])
-               for axis in config.mesh}
-              for found in cells.values() for cell in found])
+  base = flat(config.to_dict())
+  _lay_out([base | cell for found in cells.values() for cell in found])
   with console.status("planning; data that is new is tokenised once"):
     planned = sweep.plan_all(config, cells)
   if _DRY_RUN.value:
@@ -193,14 +197,18 @@ def _retry(console: console_lib.Console) -> int:
         + sweep.display.retry_command(_WORKDIR.value, "run")
         if pending else ""), markup=False, highlight=False, soft_wrap=True)
     return sweep_end.OK
+  specs += _halved_with(specs)
   if _DRY_RUN.value:
     for spec in specs:
       state = _state(spec)
+      why = ("others wait for it at a rung of sweep.halving"
+             if state.status == "pending" else sweep_end.reason(state))
       console.print(
           f"{state.status}: {spec.run_id} at step {state.step or 0:,} of "
-          f"{spec.budget.steps:,}: {sweep_end.reason(state)}", markup=False,
-          highlight=False, soft_wrap=True)
+          f"{spec.budget.steps:,}: {why}", markup=False, highlight=False,
+          soft_wrap=True)
     return sweep_end.OK
+  _lay_out_specs(specs)
   sweep.ledger.ask(_WORKDIR.value, [spec.run_id for spec in specs])
   return _launch(console, specs, _name_of(specs), planned=True)
 
@@ -269,6 +277,17 @@ def _planned_before() -> list[sweep.RunSpec]:
           if chosen is None or spec.run_id in chosen]
 
 
+def _halved_with(specs: Sequence[sweep.RunSpec]) -> list[sweep.RunSpec]:
+  """What is not done, nor at work, of the groups that these are halved in:
+  without it they would wait at a rung in vain."""
+  chosen = {spec.run_id for spec in specs}
+  return [spec for group in halving.groups(
+              sweep.ledger.read_specs(_WORKDIR.value))
+          if chosen & {one.run_id for one in group}
+          for spec in group if spec.run_id not in chosen
+          and _state(spec).status in ("pending", "interrupted")]
+
+
 def _name_of(specs: Sequence[sweep.RunSpec]) -> str:
   """The smallest planned sweep that has all of these runs; where none has, the
   directory's own name comes to stand for all of them."""
@@ -292,13 +311,30 @@ def _state(spec: sweep.RunSpec) -> sweep.ledger.RunState:
   return sweep.ledger.run_state(_WORKDIR.value, spec.run_id)
 
 
-def _lay_out(meshes: Sequence[Mapping[str, int | None]]) -> None:
-  """As many devices as a run may have on a CPU, before JAX begins."""
-  if not tuning.has_accelerator():
-    jax.config.update("jax_num_cpu_devices", max(
-        [tuning.available_cores(), *(
-            math.prod(size or 1 for size in mesh.values())
-            for mesh in meshes)]))
+def _lay_out(cells: Sequence[Mapping[str, Any]]) -> None:
+  """As many devices as a run may have on a CPU, before JAX begins, where this
+  process plans with them or trains: as many as a worker has.
+
+  Args:
+    cells: whole configs by dotted keys, which may be wrong in any way yet.
+  """
+  trains = _WORKERS.value == 0 and not any(
+      cell["runtime.cpu_tuning"] == "off" for cell in cells)
+  if tuning.has_accelerator() or not (_DRY_RUN.value or trains):
+    return
+
+  def number(cell: Mapping[str, Any], key: str) -> int:
+    return cell[key] if isinstance(cell[key], int) else 1
+
+  jax.config.update("jax_num_cpu_devices", max([
+      tuning.available_cores(), *(
+          max(number(cell, "runtime.num_devices"),
+              math.prod(number(cell, key) for key in cell
+                        if key.startswith("mesh."))) for cell in cells)]))
+
+
+def _lay_out_specs(specs: Sequence[sweep.RunSpec]) -> None:
+  _lay_out([flat(config_lib.to_dict(spec.config)) for spec in specs])
 
 
 def _preview(console: console_lib.Console,
@@ -309,7 +345,7 @@ def _preview(console: console_lib.Console,
   specs, calibration = sweep_flags.together(planned), None
   if _TIMING.value:
     with console.status("timing the real step of every model"):
-      calibration = calibrate.measure(specs, _WORKERS.value or None)
+      calibration = calibrate.measure(specs, _WORKERS.value)
   found = preview.look(specs, _WORKDIR.value, _WORKERS.value, calibration)
   preview.show(console, found)
   return sweep_end.OK

@@ -26,9 +26,11 @@ def say(console: console_lib.Console, outcomes: Sequence[sweep.Outcome],
             if one.state.status not in records.FINISHED]
   failed = [one for one in undone if one.state.status == "failed"]
   for one in failed if stopped else undone:
-    print(f"{one.state.status}: {one.spec.run_id}: {reason(one.state)}\n"
-          f"  log: {pathlib.Path(workdir) / one.spec.run_id}/"
-          f"{sweep.ledger.LOG}", file=sys.stderr)
+    print(f"{one.state.status}: {one.spec.run_id}: {reason(one.state)}",
+          file=sys.stderr)
+    log = pathlib.Path(workdir) / one.spec.run_id / sweep.ledger.LOG
+    if log.exists():  # a worker's
+      print(f"  log: {log}", file=sys.stderr)
   if undone:
     if len(failed) == len(undone):
       again = sweep.display.retry_command(workdir)

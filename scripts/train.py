@@ -38,6 +38,7 @@ from tfjax import config as config_lib
 from tfjax import train
 from tfjax.data import corpora
 from tfjax.train import cluster
+from tfjax.train import lease
 from tfjax.train import loop
 from tfjax.train import records
 from tfjax.train import tuning
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
     tuning.restart_tuned(config.runtime, config.mesh)
     logging.getLogger("tfjax").setLevel(logging.INFO)
     record = train.run(config, _WORKDIR.value, on_row=_print_row)
-  except (records.WriteError, cluster.PeerError) as error:
+  except (records.WriteError, cluster.PeerError, lease.LostError) as error:
     commandline.refuse(error)
     return _FAILED
   except (config_lib.ConfigError, corpora.DataError, records.RecordError,

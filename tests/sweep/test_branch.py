@@ -192,16 +192,16 @@ def test_a_branch_without_a_checkpoint_rolls_back_to_its_trunk(
       range(1, 17))
 
 
-@pytest.mark.parametrize("bad, ending", [(3, "diverged"), (20, "diverged")])
+@pytest.mark.parametrize("bad", [3, 20])
 def test_a_trunk_that_diverges_loses_no_branch(
     base, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog,
-    bad: int, ending: str) -> None:
+    bad: int) -> None:
   """Before the branch step: then so does the run, alone. After: it does not."""
   short, long = specs = planned(base, [16, 24])
   spoil(monkeypatch, bad)
   with caplog.at_level(logging.WARNING, "tfjax"):
     found = train_together(specs, tmp_path)
-  assert found[long.run_id].status == ending
+  assert found[long.run_id].status == "diverged"
   record = found[short.run_id]
   if bad == 20:
     assert (record.status, record.branch_step) == ("complete", 12)
@@ -273,6 +273,12 @@ def test_a_checkpoint_of_another_run_is_refused(
       "decays that begin after 12 and 18")):
     train.run(short.config, tmp_path, run_id=short.run_id,
               branch=dict(run_id=long.run_id, step=20))
+
+
+def test_a_run_too_short_for_steps_of_its_own_is_alone(base) -> None:
+  specs = planned(base, [1, 2, 40], {"optimizer.warmup_fraction": 0.0})
+  assert not {spec.run_id for spec in specs[:2]} & branch.options(specs).keys()
+  assert all(spec.budget.steps for spec in branch.own_parts(specs))
 
 
 def test_runs_that_share_nothing_are_left_alone(base) -> None:

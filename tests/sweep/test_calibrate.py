@@ -13,10 +13,23 @@ from tfjax import sweep
 from tfjax.sweep import calibrate
 from tfjax.sweep import forecast as forecast_lib
 from tfjax.sweep import timing
+from tfjax.train import out_of_memory
+from tfjax.train import tuning
 
 TIMING = timing.Timing(
     compile_seconds=5.0, run_seconds=1.0, step_seconds=0.1, batch_seconds=0.5,
     batches=4, end_seconds=0.25)
+
+
+def note(config: config_lib.ExperimentConfig, workdir: str, *,
+         sweep: str, run_id: str) -> Any:
+  """In place of `tfjax.sweep.timing.run`, as it is called, at once."""
+  del sweep
+  mesh = dict(data=1, fsdp=1, sequence=1, tensor=1)
+  (pathlib.Path(workdir) / run_id / timing.FILE).write_text(json.dumps(
+      dict(device_kind="cpu", mesh=mesh, available_bytes=None,
+           timing=dataclasses.asdict(TIMING))))
+  return timing._Done()  # pylint: disable=protected-access
 
 
 def specs(base: Any, cells: list[dict[str, Any]],
@@ -134,6 +147,48 @@ def test_real_steps_are_timed_by_the_sweep_s_workers(base: Any) -> None:
   assert forecast.seconds > 0
   assert forecast.seconds >= max(one.seconds for one in forecast.estimates)
   assert "2 of 2 models timed" in forecast.basis
+
+
+@pytest.mark.parametrize("changes, cells", [
+    ({"sweep.share_trunk": True, "optimizer.schedule": "wsd"},
+     sweep.axis("duration.steps", [10, 20])),
+    ({"sweep.halving": 2, "train.log_every_steps": 1},
+     sweep.axis("optimizer.learning_rate", [0.1, 0.2, 0.3]))])
+def test_what_is_timed_shares_no_work(
+    base: Any, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any],
+    cells: list[dict[str, Any]]) -> None:
+  """No trunk, and no rung that they would wait at."""
+  monkeypatch.setattr(calibrate, "_RUNNER", "test_calibrate:note")
+  monkeypatch.setenv("PYTHONPATH", str(pathlib.Path(__file__).parent))
+  config_lib.override(base, changes)
+  planned = sweep.plan(base, cells)
+  found = calibrate.measure(planned, workers=1)
+  assert [found.timing(spec) for spec in planned] == [TIMING] * len(cells)
+
+
+@pytest.mark.parametrize("workers, runs, needed, expected", [
+    (None, 8, 1, 4), (None, 8, 2, 2), (None, 3, 1, 3), (2, 8, 1, 2),
+    (6, 8, 1, 6), (0, 8, 1, 1)])
+def test_so_many_runs_at_a_time_as_the_launcher_has(
+    base: Any, monkeypatch: pytest.MonkeyPatch, workers: int | None, runs: int,
+    needed: int, expected: int) -> None:
+  monkeypatch.setattr(tuning, "has_accelerator", lambda: True)
+  monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+  planned = specs(base, sweep.axis("seed", range(runs)),
+                  runtime__num_devices=needed)
+  assert calibrate.num_workers(planned, workers) == expected
+  assert forecast_lib.here(planned, workers).workers == expected
+
+
+def test_memory_is_that_of_the_container(
+    base: Any, tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch) -> None:
+  limit = tmp_path / "memory.limit_in_bytes"  # as of cgroups of version 1
+  limit.write_text("64000000\n")
+  monkeypatch.setattr(out_of_memory, "_CGROUP_LIMITS", (str(limit),))
+  planned = specs(base, [{"seed": 0}, {"seed": 1}], runtime__num_devices=1)
+  one, _ = forecast_lib.here(planned, 2).estimates
+  assert one.machine.available_bytes == 32_000_000
 
 
 def test_a_model_that_cannot_be_trained_is_named(base: Any) -> None:

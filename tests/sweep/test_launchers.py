@@ -27,7 +27,7 @@ from tfjax.train import lease
 from tfjax.train import records
 
 # Now: its log goes to what is standard output when it is imported first.
-pytest.importorskip("submitit")
+submitit = pytest.importorskip("submitit")
 
 
 @pytest.fixture(name="specs")
@@ -218,6 +218,23 @@ def test_a_silent_squeue_is_no_end(
       ("complete", False)] * 3
 
 
+def test_a_failure_that_is_asked_for_again_is_waited_for(
+    specs: list[sweep.RunSpec], tmp_path: pathlib.Path) -> None:
+  """As of an ensemble, whose runs go on alone."""
+  sweep.ledger.write_plan(tmp_path, "some", specs)
+  outcomes = {}
+  watch = slurm._Watch(tmp_path, specs, sweep.Observer(), outcomes)
+  for spec in specs[:2]:
+    (tmp_path / spec.run_id).mkdir()
+    records.write_result(tmp_path / spec.run_id, dict(
+        status="failed", finished_at=records.now()))
+  time.sleep(0.02)  # the kernel's clock for files goes by ticks
+  sweep.ledger.ask(tmp_path, [specs[0].run_id])
+  watch.look()
+  assert set(watch.waiting) == {specs[0].run_id, specs[2].run_id}
+  assert set(outcomes) == {specs[1].run_id}
+
+
 @pytest.mark.parametrize("presses", [1, 2])
 def test_ctrl_c_leaves_the_jobs_and_again_cancels_them(
     specs: list[sweep.RunSpec], tmp_path: pathlib.Path, commands: Callable,
@@ -295,6 +312,54 @@ def test_a_printed_command_joins_from_anywhere(
   words = shlex.split(first)
   assert "JAX_FLAG_OF_MINE=a b'c" in words
   assert str(tmp_path / "it's mine") in words and sys.executable in words
+
+
+def test_of_a_part_of_a_sweep_no_other_run_is_done(
+    specs: list[sweep.RunSpec], tmp_path: pathlib.Path, commands: Callable,
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> None:
+  """As a retry has it; what is pending besides stays so."""
+  calls = []
+  commands()
+  monkeypatch.syspath_prepend(str(pathlib.Path(__file__).parent))
+  sweep.ledger.write_plan(tmp_path, "s", specs)
+  given = dict(sweep="s", planned=True, runner="test_launchers:finish")
+  sweep.launch(specs[1:2], tmp_path, launcher="print", **given)
+  line, = capfd.readouterr().out.splitlines()
+  words = shlex.split(line)
+  arguments = words[words.index("tfjax.sweep.join") + 1:]
+  assert arguments[-2:] == ["--only", specs[1].run_id]
+  # A job is called with the same.
+  sweep.launch(specs[1:2], tmp_path, launcher="slurm",
+               options={"wait": False}, **given)
+  job, = (tmp_path / ".slurm").glob("*_submitted.pkl")
+  delayed = submitit.core.utils.DelayedSubmission.load(job)
+  monkeypatch.setattr(slurm.signal, "signal", lambda *_: None)
+  with monkeypatch.context() as patch:
+    patch.setattr(join, "main", lambda given: calls.append(given) or join.OK)
+    delayed.function(*delayed.args)
+  assert calls[0][-2:] == ["--only", specs[1].run_id]
+
+  workers = arguments.index("--workers=1")
+  arguments[workers] = "--workers=0"
+  assert join.main(arguments) == join.OK
+  assert [sweep.ledger.run_state(tmp_path, spec.run_id).status
+          for spec in specs] == ["pending", "complete", "pending"]
+  # Where it is all that is left, the line says no more than the sweep.
+  sweep.launch([specs[0], specs[2]], tmp_path, launcher="print", **given)
+  assert "--only" not in capfd.readouterr().out
+  assert join.main([str(tmp_path), "--only", "absent"]) == join.REFUSED
+  assert "absent is not, or no longer, planned" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("launcher", ["print", "slurm"])
+def test_this_process_is_no_worker_of_another_launcher(
+    specs: list[sweep.RunSpec], tmp_path: pathlib.Path, commands: Callable,
+    launcher: str) -> None:
+  calls = commands()
+  with pytest.raises(sweep.LaunchError, match="runs nothing here; give at"):
+    sweep.launch(specs, tmp_path / "w", launcher=launcher, workers=0,
+                 options={"wait": False} if launcher == "slurm" else {})
+  assert calls.read_text() == "" and not (tmp_path / "w").exists()
 
 
 def test_who_joins_leaves_when_others_are_at_all_that_is_left(

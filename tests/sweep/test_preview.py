@@ -129,6 +129,15 @@ def test_who_finds_no_checkpoint_of_its_trunk_is_alone(
       "off 3 at step 8", "alone", "trunk"]
   assert found.flops_left == (2 + 20) * STEP_FLOPS
   assert "alone: 1 run of those" in text_of(found)
+  # Of its 20 steps the middle one has all to do, not the last 4 alone.
+  (tmp_path / forecast.FILE).write_text(json.dumps(dict(runs=[
+      dict(run_id=short.run_id, seconds=2.0),
+      dict(run_id=middle.run_id, seconds=4.0),
+      dict(run_id=long.run_id, seconds=40.0)])))
+  found = preview.look(specs, tmp_path, workers=1)
+  assert [cell.seconds for cell in found.cells] == pytest.approx([2, 20, 40])
+  assert found.seconds(left=True) == pytest.approx(2 + 20)
+  assert found.wall_seconds_left() == pytest.approx(2 + 20)
   # Their records say what has become of it.
   write_result(tmp_path, short.run_id, status="complete", shared_flops=None)
   write_result(tmp_path, middle.run_id, status="complete",

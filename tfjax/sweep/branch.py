@@ -165,11 +165,12 @@ def _schedule(spec: RunSpec) -> optimizers.Schedule:
 
 
 def _branch_step(spec: RunSpec, trunk: RunSpec) -> int | None:
-  """After how many steps a run leaves its trunk; None: they share none."""
+  """After how many steps a run leaves its trunk; None: they share none, or the
+  run is so short that no step of its own is left."""
   own, long = _schedule(spec), _schedule(trunk)
   step = min(trunk_lib.decay_start(own), trunk_lib.decay_start(long))
   same = int(own.warmup_steps) == int(long.warmup_steps)
-  return step if same and step > 0 else None
+  return step if same and 0 < step < spec.budget.steps else None
 
 
 def _with_warmup(spec: RunSpec, steps: int) -> RunSpec:

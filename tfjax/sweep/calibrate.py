@@ -20,14 +20,13 @@ import time
 from typing import Iterator, Sequence
 
 from tfjax import config as config_lib
-from tfjax.cost import cores as cores_lib
+from tfjax.sweep import shares
 from tfjax.sweep import timing as timing_lib
 from tfjax.sweep.launch import launch
 from tfjax.sweep.launch import Observer
 from tfjax.sweep.launch import Outcome
 from tfjax.sweep.specs import RunSpec
 from tfjax.train import optimizers
-from tfjax.train import tuning
 
 _RUNNER = "tfjax.sweep.timing:run"
 # Models that a worker keeps compiled (`tfjax.train.step`).
@@ -96,11 +95,14 @@ def _digest(config: config_lib.ExperimentConfig,
 
 
 def num_workers(specs: Sequence[RunSpec], workers: int | None) -> int:
-  """Worker processes that the launcher starts for a sweep."""
-  if workers is None:
-    workers = (1 if tuning.has_accelerator()
-               else len(cores_lib.usable()))
-  return min(workers, len(specs))
+  """Runs of a sweep that the launcher has at work at the same time.
+
+  Args:
+    workers: as for `tfjax.sweep.launch`.
+  """
+  if workers == 0:
+    return 1  # in this process
+  return len(shares.of([spec.config for spec in specs], workers, len(specs)))
 
 
 def measure(specs: Sequence[RunSpec], workers: int | None = None, *,
@@ -125,7 +127,7 @@ def measure(specs: Sequence[RunSpec], workers: int | None = None, *,
     watch.workdir = pathlib.Path(workdir)
     try:
       launch(list(_tasks(models, count)), workdir, workers=count,
-                        observer=watch, runner=_RUNNER)
+             observer=watch, runner=_RUNNER)
     except _Enough:
       pass
   return Calibration(
@@ -213,8 +215,11 @@ class _Watch(Observer):
 def _tasks(models: dict[str, RunSpec], workers: int
            ) -> Iterator[RunSpec]:
   """Every model once, then again and again: no worker is idle while another
-  still measures, as none will be in the sweep."""
-  once = list(models.values())
+  still measures, as none will be in the sweep. They share no work, nor wait
+  for each other."""
+  once = [dataclasses.replace(spec, config=dataclasses.replace(
+      spec.config, sweep=config_lib.SweepConfig()))
+          for spec in models.values()]
   yield from once
   for number in range(1, 1 + max(3 * workers, len(once)) // len(once) * 2):
     for spec in once:

@@ -24,6 +24,7 @@ from tfjax.sweep import branch
 from tfjax.sweep import calibrate
 from tfjax.sweep import pace as pace_lib
 from tfjax.sweep.specs import RunSpec
+from tfjax.train import out_of_memory
 from tfjax.train import records
 from tfjax.train import sharding
 from tfjax.train import tuning
@@ -228,7 +229,8 @@ def _machine_here(
   if mesh:
     config = dataclasses.replace(config, mesh=config_lib.MeshConfig(**mesh))
   if kind == "cpu" and available is None:
-    available = host_memory_bytes() // workers // count
+    total = out_of_memory.host_bytes()
+    available = None if total is None else total // workers // count
     source = f"this machine's, shared by {workers * count} device(s)"
   # A worker's share of the cores, whatever this process shows of them.
   hardware = hardware_lib.resolve(
@@ -236,16 +238,6 @@ def _machine_here(
       _worker_cores(workers) / cpu_devices(config, workers))
   return estimates.Machine(hardware, kind, count, available, source,
                            is_assumed=False), config
-
-
-def host_memory_bytes() -> int:
-  """Of this machine, or of the control group that this process is in."""
-  total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-  try:
-    limit = pathlib.Path("/sys/fs/cgroup/memory.max").read_text().strip()
-    return min(total, int(limit))
-  except (OSError, ValueError):  # no such file, or "max"
-    return total
 
 
 def _basis(specs: Sequence[RunSpec],

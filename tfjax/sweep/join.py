@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Joins a sweep that others have launched, and works it off beside them.
 
-    python -m tfjax.sweep.join WORKDIR [--sweep=NAME] [--workers=N] \
-        [--linger=SECONDS]
+    python -m tfjax.sweep.join WORKDIR [--sweep=NAME] [--only RUN_ID ...] \
+        [--workers=N] [--linger=SECONDS]
 
 What a SLURM array's jobs and printed commands run: the runs come from the
 ledger, so that no experiment file is needed, and the local launcher runs
@@ -17,13 +17,14 @@ import os
 import pathlib
 import sys
 import time
-from typing import Sequence
+from typing import Collection, Sequence
 
 from rich import console as console_lib
 
 from tfjax import config as config_lib
 from tfjax.sweep import display
 from tfjax.sweep import ledger
+from tfjax.sweep import worker
 from tfjax.sweep.launch import launch
 from tfjax.sweep.launch import Observer
 from tfjax.sweep.launch import Outcome
@@ -89,6 +90,7 @@ def join(
     workers: int | None = None,
     observer: Observer | None = None,
     *,
+    only: Collection[str] = (),
     linger: float | None = None,
     runner: str = RUNNER,
 ) -> list[Outcome]:
@@ -99,6 +101,7 @@ def join(
     sweep: which of its sweeps; unset: all of them.
     workers: processes, as of `launch`.
     observer: is told of progress.
+    only: ids of the runs that are meant; empty: all of the sweep.
     linger: seconds after which it leaves when others are at all that is left,
       or it waits for them; unset: it stays, and takes up what they let go.
     runner: "module:function" with the signature of `tfjax.train.run`.
@@ -108,9 +111,10 @@ def join(
 
   Raises:
     FileNotFoundError: no sweep was launched there.
-    Interrupted, LaunchError, RecordError: as `launch` does.
+    LaunchError: a run of `only` is not planned, or as `launch` does.
+    Interrupted, RecordError: as `launch` does.
   """
-  specs = ledger.read_specs(workdir, sweep)
+  specs = _specs(workdir, sweep, only)
   try:
     return launch(
         specs, workdir, workers=workers, sweep=sweep, runner=runner,
@@ -118,6 +122,28 @@ def join(
   except _Idle:
     return [Outcome(spec, ledger.run_state(workdir, spec.run_id), skipped=True)
             for spec in specs]
+
+
+def only_of(workdir: str | os.PathLike[str], sweep: str,
+            specs: Sequence[RunSpec]) -> list[str]:
+  """What `only` has to be so that these runs are done and no others; empty
+  where no other run of the sweep is left."""
+  own = {spec.run_id for spec in specs}
+  others = [spec for spec in ledger.read_specs(workdir, sweep)
+            if spec.run_id not in own and not ledger.is_finished(
+                pathlib.Path(workdir) / spec.run_id,
+                config_lib.config_hash(spec.config))]
+  return [spec.run_id for spec in specs] if others else []
+
+
+def _specs(workdir: str | os.PathLike[str], sweep: str | None,
+           only: Collection[str]) -> list[RunSpec]:
+  specs = ledger.read_specs(workdir, sweep)
+  if unknown := sorted(set(only) - {spec.run_id for spec in specs}):
+    raise LaunchError(
+        f"{unknown[0]} is not, or no longer, planned in {workdir}; launch it "
+        "again")
+  return [spec for spec in specs if not only or spec.run_id in only]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -128,19 +154,22 @@ def main(arguments: Sequence[str]) -> int:
   parser.add_argument("workdir", type=pathlib.Path,
                       help="where the sweep was launched")
   parser.add_argument("--sweep", help="its name; unset: all in the workdir")
+  parser.add_argument("--only", nargs="+", default=[], metavar="RUN_ID",
+                      help="these runs; unset: all that are left")
   parser.add_argument("--workers", type=int,
-                      help="processes; unset: one a core, or one when there "
-                      "is an accelerator")
+                      help="processes; 0: none, in this one; unset: one a "
+                      "core, or as many as the GPUs suffice for")
   parser.add_argument("--linger", type=float, default=LINGER_SECONDS,
                       metavar="SECONDS", help="stay for so long when others "
                       "are at all that is left; %(default)s")
   parser.add_argument("--runner", default=RUNNER, help=argparse.SUPPRESS)
   given = parser.parse_args(arguments)
+  worker.log_to_stderr()
   try:
-    specs = ledger.read_specs(given.workdir, given.sweep)
+    specs = _specs(given.workdir, given.sweep, given.only)
     observer = display.make(console_lib.Console(), specs, given.workdir)
     outcomes = join(given.workdir, given.sweep, given.workers, observer,
-                    linger=given.linger, runner=given.runner)
+                    only=given.only, linger=given.linger, runner=given.runner)
   except (OSError, config_lib.ConfigError, LaunchError,
           records.RecordError) as error:
     print(f"error: {error}", file=sys.stderr)

@@ -92,7 +92,8 @@ def launch(
     specs: from `tfjax.sweep.plan`.
     workdir: the sweep's directory; each run has its own below it.
     launcher: who runs them, of `LAUNCHERS`: "local" does on this machine.
-    workers: processes; unset: one a core or a GPU; 0: in this process.
+    workers: processes; unset: one a core or a GPU; 0: in this process, where
+      the launcher is "local".
     sweep: name in the records; unset: the workdir's.
     observer: is told of progress.
     runner: "module:function" with the signature of `tfjax.train.run`.
@@ -108,12 +109,7 @@ def launch(
     LaunchError: there is no such launcher, or it cannot start.
     RecordError: a record is damaged.
   """
-  if launcher not in LAUNCHERS:
-    raise process_lib.LaunchError(f"no launcher {launcher!r}; there are: "
-                                  f"{', '.join(map(repr, LAUNCHERS))}")
-  if workers is not None and workers < 0:
-    raise process_lib.LaunchError(
-        f"workers must be at least 0 (in this process), not {workers}")
+  check(launcher, workers)
   workdir = pathlib.Path(workdir).absolute()
   sweep = _planned(specs, workdir, sweep, planned)
   observer = observer or Observer()
@@ -131,7 +127,7 @@ def launch(
     for outcome in outcomes.values():
       observer.ended(outcome)
     if waiting:
-      pool.run(waiting, workers, num_runs=len(specs))
+      pool.run(waiting, workers, num_runs=_num_runs(specs, workdir))
   finally:
     observer.closed()
   outcomes |= pool.outcomes
@@ -143,6 +139,30 @@ def launch(
   if pool.stopping:
     raise Interrupted(ordered)
   return ordered
+
+
+def check(launcher: str, workers: int | None) -> None:
+  """Raises a LaunchError where there is no such launcher, or it cannot have
+  so many workers."""
+  if launcher not in LAUNCHERS:
+    raise process_lib.LaunchError(f"no launcher {launcher!r}; there are: "
+                                  f"{', '.join(map(repr, LAUNCHERS))}")
+  if workers is not None and workers < 0:
+    raise process_lib.LaunchError(
+        f"workers must be at least 0 (in this process), not {workers}")
+  if workers == 0 and launcher != "local":
+    raise process_lib.LaunchError(
+        f"workers=0 runs the sweep in this process, and launcher {launcher!r} "
+        "runs nothing here; give at least 1, or leave it unset")
+
+
+def _num_runs(specs: Sequence[RunSpec], workdir: pathlib.Path) -> int:
+  """Of the whole sweep that the specs are of, which may be a part of it: the
+  largest that is planned and has them all."""
+  wanted = {spec.run_id for spec in specs}
+  sweeps = ledger.read_plan(workdir)["sweeps"].values()
+  return max((len(run_ids) for run_ids in sweeps if wanted <= set(run_ids)),
+             default=len(specs))
 
 
 def _planned(specs: Sequence[RunSpec], workdir: pathlib.Path,

@@ -23,6 +23,7 @@ from tfjax.sweep import forecast as forecast_lib
 from tfjax.sweep import halving
 from tfjax.sweep import ledger
 from tfjax.sweep.specs import RunSpec
+from tfjax.train import out_of_memory
 from tfjax.train import records
 
 
@@ -119,12 +120,13 @@ def look(specs: Sequence[RunSpec], workdir: str | os.PathLike[str],
     RecordError: a result in `workdir` is damaged.
   """
   forecast = (
-      forecast_lib.at_once(specs, workers or None, workdir)
+      forecast_lib.at_once(specs, workers, workdir)
       if calibration is None else
-      forecast_lib.here(specs, workers or None, calibration))
+      forecast_lib.here(specs, workers, calibration))
   states = {spec.run_id: ledger.run_state(workdir, spec.run_id)
             for spec in specs}
-  shared = branch.shared_flops(specs)
+  planned = branch.shared_flops(specs)
+  shared = dict(planned)
   words = _shares(specs, forecast.workers)
   for run_id, flops in _settled_shares(specs, workdir, states).items():
     shared[run_id] = flops
@@ -132,8 +134,9 @@ def look(specs: Sequence[RunSpec], workdir: str | os.PathLike[str],
       words[run_id] = _ALONE
   cells = tuple(
       Cell(spec, states[spec.run_id], one.memory_bytes["total"], one.fits,
-           one.seconds, shared.get(spec.run_id, 0.0),
-           words.get(spec.run_id, ""))
+           _seconds(spec, one.seconds, planned.get(spec.run_id, 0.0),
+                    shared.get(spec.run_id, 0.0)),
+           shared.get(spec.run_id, 0.0), words.get(spec.run_id, ""))
       for spec, one in zip(specs, forecast.estimates))
   machine = forecast.estimates[0].machine
   kind = (machine.hardware.label if machine.hardware else
@@ -167,6 +170,16 @@ def _settled_shares(
     elif not state.step and branch.is_alone(workdir, given):
       found[run_id] = 0.0
   return found
+
+
+def _seconds(spec: RunSpec, seconds: float | None, planned: float,
+             shared: float) -> float | None:
+  """Of a run of which a trunk spends `shared` FLOPs, from the seconds that it
+  takes where that is `planned`."""
+  if seconds is None or shared == planned:
+    return seconds
+  total = spec.budget.flops_total
+  return seconds * (total - shared) / (total - planned)
 
 
 def _shares(specs: Sequence[RunSpec], workers: int) -> dict[str, str]:
@@ -217,7 +230,7 @@ def _table(preview: Preview) -> table_lib.Table:
            si(budget.tokens), f"{budget.tokens_per_parameter:.3g}",
            "-" if budget.epochs is None else f"{budget.epochs:.2f}",
            f"{budget.steps:,}", si(budget.flops_total),
-           _size(cell.memory_bytes) + "!" * (cell.fits is False),
+           out_of_memory.binary(cell.memory_bytes) + "!" * (cell.fits is False),
            hours(cell.seconds)]
     row += [cell.shares] if shares else []
     result.add_row(*map(text.Text, row), _state(cell))
@@ -264,10 +277,3 @@ def _words(preview: Preview) -> list[str]:
 def hours(seconds: float | None) -> str:
   """Three digits of hours; unknown is '-'."""
   return "-" if seconds is None else f"{seconds / 3600:.3g}"
-
-
-def _size(num_bytes: int) -> str:
-  for power, unit in ((30, "GiB"), (20, "MiB")):
-    if num_bytes >= 1 << power:
-      return f"{num_bytes / (1 << power):.3g} {unit}"
-  return f"{num_bytes / (1 << 10):.3g} KiB"

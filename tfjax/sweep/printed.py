@@ -12,6 +12,7 @@ import sys
 from typing import Any, Mapping, Sequence
 
 import tfjax
+from tfjax.sweep import join
 from tfjax.sweep import ledger
 from tfjax.sweep.launch import Observer
 from tfjax.sweep.launch import Outcome
@@ -42,7 +43,8 @@ class PrintLauncher:
     """Prints the commands to standard output, what they are to the other."""
     del num_runs
     count = workers or 1
-    line = command(self._workdir, self._sweep, self._runner)
+    line = command(self._workdir, self._sweep, self._runner,
+                   join.only_of(self._workdir, self._sweep, specs))
     for _ in range(count):
       print(line)
     sys.stdout.flush()
@@ -52,7 +54,8 @@ class PrintLauncher:
       self.outcomes[spec.run_id] = Outcome(spec, state, skipped=True)
 
 
-def command(workdir: pathlib.Path, sweep: str, runner: str = RUNNER) -> str:
+def command(workdir: pathlib.Path, sweep: str, runner: str = RUNNER,
+            only: Sequence[str] = ()) -> str:
   """A line for a shell that joins the sweep with one worker.
 
   It holds on any machine with the same file system: paths are absolute, and
@@ -70,6 +73,8 @@ def command(workdir: pathlib.Path, sweep: str, runner: str = RUNNER) -> str:
       f"--sweep={sweep}", "--workers=1"]
   if runner != RUNNER:
     arguments.append(f"--runner={runner}")
+  if only:
+    arguments += ["--only", *only]
   return f"cd {shlex.quote(os.getcwd())} && {shlex.join(arguments)}"
 
 

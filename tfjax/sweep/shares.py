@@ -45,26 +45,32 @@ def of(configs: Sequence[config_lib.ExperimentConfig], workers: int | None,
   """
   cores = cores_lib.usable()
   variable, gpus = _gpus() if tuning.has_accelerator() else (None, [])
+  needed = max(config.runtime.num_devices or config.mesh.num_devices
+               for config in configs)
   if workers is None:
-    needed = max(config.runtime.num_devices or config.mesh.num_devices
-                 for config in configs)
     workers = len(cores)
     if tuning.has_accelerator():
       workers = max(1, len(gpus) // needed)
   workers = min(workers, num_runs)
   size = max(1, len(cores) // workers)
   count = min(workers, len(configs))
-  environments = _environments(variable, gpus, workers)
+  most = len(gpus)
+  # Such a run is refused where others of its GPUs would stand idle.
+  if any(config.mesh.data is not None and config.runtime.num_devices is None
+         for config in configs):
+    most = min(most, needed)
+  environments = _environments(variable, gpus, workers, most)
   return [Share(tuple(cores[(index * size + place) % len(cores)]
                       for place in range(size)), environments[index])
           for index in range(count)]
 
 
-def _environments(variable: str | None, gpus: Sequence[str],
-                  workers: int) -> list[dict[str, str]]:
-  if not gpus or workers == 1:
+def _environments(variable: str | None, gpus: Sequence[str], workers: int,
+                  most: int) -> list[dict[str, str]]:
+  """Of each worker; `most`: GPUs that it has a use for."""
+  size = min(len(gpus) // workers, most)
+  if not gpus or size == len(gpus):
     return [{} for _ in range(workers)]
-  size = len(gpus) // workers
   found = [{variable: ",".join(
       gpus[index * size:(index + 1) * size] if size
       else [gpus[index % len(gpus)]])} for index in range(workers)]

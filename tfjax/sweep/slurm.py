@@ -21,6 +21,7 @@ import sys
 import time
 from typing import Any, Mapping, Sequence
 
+from tfjax.sweep import join
 from tfjax.sweep import ledger
 from tfjax.sweep import slurm_options
 from tfjax.sweep.launch import Interrupted
@@ -66,9 +67,10 @@ class SlurmLauncher:
     slurm_options.check_devices(specs, self._request)
     count = workers or min(len(specs), self._request.parallelism)
     watch = _Watch(self._workdir, specs, self._observer, self.outcomes)
+    only = join.only_of(self._workdir, self._sweep, specs)
     with interrupts.handled_by(self._count):
       job = _submit(self._workdir, self._sweep, self._runner, self._request,
-                    count)
+                    count, only)
       _say(f"submitted {count} {'job' if count == 1 else 'jobs'} to SLURM as "
            f"{job}; to cancel: scancel {job}; logs: {self._workdir / LOGS}")
       self._observer.launched(specs, count)
@@ -154,10 +156,15 @@ class _Watch:
                     for spec in specs}
 
   def look(self) -> None:
+    asked_at = {row["run_id"]: row["asked_at"]
+                for row in ledger.read_plan(self._workdir)["runs"]}
     for run_id, spec in list(self.waiting.items()):
       state = self._state(run_id)
       ended = (state.status in ("failed", *records.FINISHED)
                and _ended_at(state) != self._before[run_id])
+      if ended and state.status == "failed":
+        # What has failed in an ensemble is asked for again, alone.
+        ended = self._written_at(run_id) > asked_at.get(run_id, 0.0)
       if ended or state.status == "running":
         self.has_begun = True
         if run_id not in self._started:
@@ -171,6 +178,13 @@ class _Watch:
   def _state(self, run_id: str) -> ledger.RunState:
     return ledger.run_state(self._workdir, run_id)
 
+  def _written_at(self, run_id: str) -> float:
+    """When its result was, by the file system's clock; 0: it is gone again."""
+    try:
+      return (self._workdir / run_id / "result.json").stat().st_mtime
+    except FileNotFoundError:
+      return 0.0
+
 
 def _ended_at(state: ledger.RunState) -> Any:
   return None if state.result is None else (
@@ -181,10 +195,8 @@ def _ended_at(state: ledger.RunState) -> Any:
 
 
 def work(workdir: str, sweep: str, runner: str, workers: int,
-         linger: float) -> None:
+         linger: float, only: Sequence[str] = ()) -> None:
   """What a job of the array does: joins the sweep; stopped, requeues itself."""
-  from tfjax.sweep import join  # pylint: disable=import-outside-toplevel
-
   def stop(signum: int, frame: Any) -> None:
     raise Interrupted([])  # nothing is running yet, or any more
 
@@ -197,7 +209,8 @@ def work(workdir: str, sweep: str, runner: str, workers: int,
     for signum in (signal.SIGUSR1, signal.SIGUSR2):
       signal.signal(signum, pass_on)
     code = join.main([workdir, f"--sweep={sweep}", f"--runner={runner}",
-                      f"--workers={workers}", f"--linger={linger}"])
+                      f"--workers={workers}", f"--linger={linger}",
+                      *(["--only", *only] if only else [])])
   except Interrupted as error:
     for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
       signal.signal(signum, signal.SIG_IGN)
@@ -235,7 +248,8 @@ def _requeue(job: str) -> None:
 
 
 def _submit(workdir: pathlib.Path, sweep: str, runner: str,
-            request: slurm_options.Request, count: int) -> str:
+            request: slurm_options.Request, count: int,
+            only: Sequence[str]) -> str:
   """Submits the array; returns its number."""
   import submitit  # pylint: disable=import-outside-toplevel
   folder = workdir / LOGS
@@ -251,7 +265,7 @@ def _submit(workdir: pathlib.Path, sweep: str, runner: str,
       jobs = executor.map_array(work, *(
           [argument] * count for argument in (
               str(workdir), sweep, runner, request.workers_per_job,
-              60 * request.linger_min)))
+              60 * request.linger_min, only)))
   except (RuntimeError, OSError, submitit.core.utils.FailedJobError) as error:
     raise LaunchError(f"SLURM does not take the jobs: {error}") from error
   return jobs[0].job_id.partition("_")[0]

@@ -28,6 +28,32 @@ def is_it(error: BaseException) -> bool:
   return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
+def explain(error: BaseException, config: config_lib.ExperimentConfig, *,
+            members: int | None = None) -> str:
+  """What to tell of an error that `is_it`; raises nothing.
+
+  Args:
+    config: of the run that it has ended.
+    members: runs that trained in one step with it, itself included.
+  """
+  try:
+    if isinstance(error, MemoryError) and jax.default_backend() != "cpu":
+      total = host_bytes()
+      text = ("the host's memory ran out, not a device's; it has "
+              f"{'unknown' if total is None else binary(total)}, and other "
+              "programs may have taken most: end them, or start again")
+    else:
+      text = on_device(config)
+  except Exception as unknown:  # pylint: disable=broad-exception-caught
+    # It must not take the place of the error that it is to explain.
+    text = f"what takes it is not known ({unknown!r})"
+  if (members or 1) > 1:
+    text = (f"{members} runs train in one step, and each takes its own; "
+            f"--config.sweep.ensemble=off trains them one by one. Of one "
+            f"alone: {text}")
+  return text
+
+
 def on_device(config: config_lib.ExperimentConfig) -> str:
   """Of a run whose devices, those of this process, had too little."""
   devices = jax.devices()
@@ -51,7 +77,7 @@ def on_host(config: config_lib.ExperimentConfig, *, workers: int = 1,
   text = _told(config, "cpu", num_devices, share)
   if workers > 1:
     text += (f"; {workers} workers share the host's memory of "
-             f"{_binary(total)}: fewer (--workers={workers // 2}) have more "
+             f"{binary(total)}: fewer (--workers={workers // 2}) have more "
              "each")
   return text
 
@@ -79,6 +105,14 @@ def kernel_kills() -> int | None:
   return sum(found) if found else None
 
 
+def binary(size: int) -> str:
+  """Bytes as hardware counts them: '15.8 GiB'."""
+  for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+    if size >= 1 << power:
+      return f"{size / (1 << power):.3g} {unit}"
+  return f"{size} B"
+
+
 # --- Details -----------------------------------------------------------------
 
 
@@ -97,15 +131,18 @@ def _told(config: config_lib.ExperimentConfig, device_kind: str, count: int,
   text = f"a step takes {_sizes(needed)}, by estimate"
   if available is None:
     return f"{text}; how much a device has is not known"
-  text += f"; a device has {_binary(available)}"
+  text += f"; a device has {binary(available)}"
   found = ways_out.find(config, machine)
   if not found:
     return (f"{text}; no way out was found: neither cutting, recomputing nor "
             "smaller batches do; use devices with more memory")
   way = found[0]
   if not way.changes:
-    return (f"{text}, so that it should fit: other programs may have taken "
-            "the rest; end them, or start again")
+    others = ("other programs and the other runs on this machine may have "
+              "taken the rest; end them, or train fewer at a time (a sweep's "
+              "--workers)" if device_kind == "cpu" else
+              "other programs may have taken the rest; end them, or start again")
+    return f"{text}, so that it should fit: {others}"
   flags = " ".join(f"--config.{key}={value}"
                    for key, value in way.changes.items())
   words = (f", with {way.extra_flops:.0%} more FLOPs" if way.extra_flops
@@ -113,7 +150,7 @@ def _told(config: config_lib.ExperimentConfig, device_kind: str, count: int,
   if "train.batch_size" in way.changes:
     words += ", which is another experiment"
   return (f"{text}; cheapest way out: {flags} "
-          f"({_binary(way.memory_bytes)} by estimate{words})")
+          f"({binary(way.memory_bytes)} by estimate{words})")
 
 
 def _sizes(memory: memory_lib.Memory) -> str:
@@ -121,13 +158,6 @@ def _sizes(memory: memory_lib.Memory) -> str:
   kinds = sorted(((getattr(memory, name), name) for name in (
       "parameters", "optimizer", "gradients", "activations", "logits",
       "copies", "batch")), reverse=True)
-  return (f"{_binary(memory.total)} a device ("
-          + ", ".join(f"{name} {_binary(size)}" for size, name in kinds[:4])
+  return (f"{binary(memory.total)} a device ("
+          + ", ".join(f"{name} {binary(size)}" for size, name in kinds[:4])
           + ")")
-
-
-def _binary(size: int) -> str:
-  for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
-    if size >= 1 << power:
-      return f"{size / (1 << power):.3g} {unit}"
-  return f"{size} B"
