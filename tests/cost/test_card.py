@@ -131,6 +131,9 @@ def test_grams_are_a_number_whatever_their_size(kg: float) -> None:
     (dict(branched_from="longest", branch_step=2000),
      "It branched off longest after step 2,000: time, price, energy and CO2e "
      "are of the steps after that, tokens and FLOPs of all."),
+    (dict(ensemble_members=8),
+     "It trained in one step with others, 8 runs in all: times, device time, "
+     "price, energy and CO2e are its share of what all took."),
     (dict(loss=None), "Its loss is unknown."),
     (dict(mfu=None), "Its MFU is unknown, as a peak or a rate is."),
     (dict(price_usd=None), "Its price is unknown."),

@@ -15,6 +15,7 @@ from tfjax.cost import memory
 from tfjax.cost import moments
 from tfjax.models import decoding
 from tfjax.models import inputs as inputs_lib
+from tfjax.models import parametrization
 from tfjax.models import search
 from tfjax.models import transformer
 from tfjax.objectives import cross_entropy
@@ -108,8 +109,9 @@ def test_batch_is_what_a_device_is_given(make, name: str) -> None:
 def test_rules_are_those_of_the_step(make) -> None:
   """They are written down twice, as this room is below the step's."""
   assert memory.MESH_AXES == sharding.MESH_AXES
-  of_parameters = {axis for family in FAMILIES for one in moments.parameters(
-      make({"model.family": family})[0].model) for axis in one.axes}
+  of_parameters = {
+      axis for family in FAMILIES for one in parametrization.parameters(
+          make({"model.family": family})[0].model) for axis in one.axes}
   rules = {axis: sharding.RULES[axis] for axis in of_parameters
            if sharding.RULES[axis] is not None}
   assert rules == moments.PARAMETER_AXES

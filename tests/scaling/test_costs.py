@@ -290,7 +290,9 @@ def test_the_section(sweep):
   assert "≥ 3 US$" in text and "in no total: 1 run (begun)" in text
   for how in ("1.5 US$ an hour", "TDP 250 W; without the PUE", "0.2 kg a kWh",
               "25.0%||21||of 2.0×10¹¹ FLOP/s a device (its data sheet)",
-              "wall time from claim to result, times devices"):
+              "of runs side by side the sum; a member's share of its "
+              "ensemble's", "wall time from claim to result, times devices; a "
+              "member's share of its ensemble's"):
     assert how in text
   assert "kWh||1 of 22||unknown: no TDP||cost.hardware" in text
   assert text.count("cost.region") == 1

@@ -2,11 +2,13 @@
 """Runs in one step: the same runs, whatever becomes of the others."""
 
 import dataclasses
+import gc
 import os
 import pathlib
 import signal
 import time
 from typing import Any, Sequence
+import weakref
 
 import jax
 import numpy as np
@@ -49,6 +51,11 @@ def rows(run_dir: pathlib.Path) -> list[dict[str, Any]]:
   """The metrics of a run, without what they took."""
   return [{k: v for k, v in row.items() if k not in records.MEASURED}
           for row in records.read_metrics(run_dir / "metrics.jsonl")]
+
+
+def rows_of_training(run_dir: pathlib.Path) -> list[dict[str, Any]]:
+  return [row for row in records.read_metrics(run_dir / "metrics.jsonl")
+          if row["kind"] == "train"]
 
 
 def final_parameters(run_dir: pathlib.Path) -> list[np.ndarray]:
@@ -103,6 +110,9 @@ def test_members_are_the_runs_that_they_would_be_alone(
         os.listdir(right / "checkpoints")) == ["3", "6"]
     assert (record.ensemble_members, alone.ensemble_members) == (3, None)
     assert (record.device_count, record.mesh) == (devices, {"run": devices})
+    # Its own tokens, by the time on the wall: no share of that.
+    assert record.tokens_per_second == pytest.approx(record.tokens_seen / (
+        3 * (record.input_seconds + record.step_seconds)))
     taken = ("seconds", "_at", "tokens_per_second", "mfu", "ensemble_members",
              "device_count", "mesh", "goodput", "loss", "bits_per_byte",
              "compile_cache", "_usd")
@@ -143,13 +153,16 @@ def test_an_ensemble_compiles_one_step_whatever_its_size(
       events.append(event)
   jax.monitoring.register_event_duration_secs_listener(count)
   counts = []
-  for size in (2, 5):
-    step_lib.forget_steps()
-    jax.clear_caches()
-    events.clear()
-    ensemble.run(make(*({"seed": seed} for seed in range(size)),
-                      duration__steps=2), tmp_path / str(size))
-    counts.append(len(events))
+  try:
+    for size in (2, 5):
+      step_lib.forget_steps()
+      jax.clear_caches()
+      events.clear()
+      ensemble.run(make(*({"seed": seed} for seed in range(size)),
+                        duration__steps=2), tmp_path / str(size))
+      counts.append(len(events))
+  finally:
+    jax.monitoring.unregister_event_duration_listener(count)
   # Of another size once more in the same process: nothing is compiled at all.
   ensemble.run(make(*({"optimizer.learning_rate": 0.1 * seed} for seed in
                       range(1, 6)), duration__steps=2), tmp_path / "again")
@@ -322,11 +335,78 @@ def test_an_interrupted_ensemble_goes_on_in_any_company(
   assert [r.ensemble_members for r in found] == [3, 3, 3, 1]
 
 
+# --- What is saved when ------------------------------------------------------
+
+
+@pytest.mark.parametrize("every_seconds", [5.0, None])
+def test_members_are_saved_by_time_together(
+    every_seconds: float | None, make, tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch) -> None:
+  """Whatever else some of them are saved for."""
+  saved, flushed, now = [], [], [0.0]
+  save, read = course.Run.save, ensemble_loop._Ensemble._read
+
+  def note(self, step, state):
+    saved.append((step, self.config.seed))
+    now[0] += 1  # a save takes its time, and none starts an hour of its own
+    save(self, step, state)
+
+  def tick(self, step, acting, metrics):
+    flushed.append(self._pending is None)
+    now[0] += 1
+    read(self, step, acting, metrics)
+  monkeypatch.setattr(course.Run, "save", note)
+  monkeypatch.setattr(ensemble_loop._Ensemble, "_read", tick)
+  monkeypatch.setattr(
+      ensemble_loop.clock_lib.time, "monotonic", lambda: now[0])
+  configs = make(
+      {"seed": 0, "checkpoint.every_seconds": every_seconds},
+      {"seed": 1, "checkpoint.every_seconds": 1000.0,
+       "checkpoint.every_steps": 2},
+      {"seed": 2, "checkpoint.every_seconds": None},
+      duration__steps=12)
+  assert {r.status for r in ensemble.run(configs, tmp_path)} == {"complete"}
+  steps = {seed: [step for step, who in saved if who == seed]
+           for seed in range(3)}
+  if every_seconds is None:
+    assert steps == {0: [12], 1: [2, 4, 6, 8, 10, 12], 2: [12]}
+  else:
+    # By its steps one of them is saved more often, which puts off nobody.
+    assert steps[0] == steps[2] and 3 <= len(steps[0]) < 6
+    assert set(steps[1]) == {2, 4, 6, 8, 10, 12} | set(steps[0])
+
+
+def test_first_states_are_not_kept_on_the_host(
+    make, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+  kept: list[weakref.ref] = []
+  living = []
+  stack, put = (ensemble_step.EnsembleSteps.stack,
+                ensemble_step.EnsembleSteps.put)
+
+  def note(self, states):
+    kept.extend(weakref.ref(x) for x in jax.tree.leaves(list(states)))
+    return stack(self, states)
+
+  def look(self, batches):
+    gc.collect()
+    living.append(sum(one() is not None for one in kept))
+    return put(self, batches)
+  monkeypatch.setattr(ensemble_step.EnsembleSteps, "stack", note)
+  monkeypatch.setattr(ensemble_step.EnsembleSteps, "put", look)
+  ensemble.run(make(*VALUES, duration__steps=2), tmp_path)
+  assert len(kept) > 30 and set(living) == {0}
+
+
 # --- What it takes -----------------------------------------------------------
 
 
 def test_what_is_spent_is_shared_out(make, tmp_path: pathlib.Path) -> None:
-  configs = make(*VALUES, ABSURD, runtime__num_devices=2)
+  chip = tmp_path / "hardware.toml"
+  chip.write_text('[chip]\nlabel = "a chip"\ndevice_kinds = ["cpu"]\n'
+                  "devices_per_chip = 1\n[chip.peak_flops_per_second]\n"
+                  "float32 = 1e12\n", "utf-8")
+  configs = make(*VALUES, ABSURD, runtime__num_devices=2,
+                 cost__hardware_file=str(chip))
   begin = time.perf_counter()
   found = ensemble.run(configs, tmp_path)
   elapsed = time.perf_counter() - begin
@@ -336,6 +416,11 @@ def test_what_is_spent_is_shared_out(make, tmp_path: pathlib.Path) -> None:
   assert sum(r.occupied_device_seconds for r in found) == pytest.approx(
       2 * sum(walls))
   assert walls[3] < min(walls[:3])  # it had a part of the first steps only
+  for record in found[:3]:
+    last = rows_of_training(tmp_path / record.run_id)[-1]
+    # FLOP/s of all three, on two devices.
+    assert last["mfu"] == pytest.approx(
+        3 * last["tokens_per_second"] * last["flops"] / last["tokens"] / 2e12)
 
 
 def test_a_shared_meter_counts_each_kilowatt_hour_once() -> None:

@@ -99,7 +99,7 @@ def test_device_seconds_add_up_over_parts(now: list[float]) -> None:
   now[0] += 20
   assert two.device_seconds() == 80 + 40
   two.add(300)
-  assert two.rate_since_last() == 15
+  assert two.rates_since_last() == (15, 15)
   assert (two.seconds(), two.device_seconds()) == (30, 120)
   assert (two.rate(), two.device_rate()) == (30, 7.5)
   assert clock.wall_seconds(two.counters()) == 1013 + 27
@@ -118,6 +118,37 @@ def test_devices_of_two_kinds_have_no_common_rate(now: list[float]) -> None:
   now[0] += 4
   assert two.occupied_device_seconds() == {"TPU v4": 10, "TPU v5p": 12}
   assert (two.rate(), two.device_rate()) == (10, None)
+
+
+def test_tokens_a_second_of_a_share_are_by_the_time_on_the_wall(
+    now: list[float]) -> None:
+  one = clock.Clock()
+  one.share(1 / 4)
+  one.go_on(2, "cpu")
+  now[0] += 100  # no training
+  one.enter("step")
+  now[0] += 8
+  one.add(160)
+  assert one.rates_since_last() == (160 / 8, 160 / 2)
+  one.share(1 / 2)
+  now[0] += 4
+  one.add(20)
+  assert one.rates_since_last() == (20 / 4, 20 / 2)
+  assert (one.seconds(), one.rate(), one.device_rate()) == (
+      4, 180 / 12, 180 / 4 / 2)
+  counters = saved(one)
+  alone = clock.Clock()
+  alone.go_on(2, "cpu", counters)
+  alone.enter("step")
+  now[0] += 8
+  alone.add(20)
+  assert alone.rates_since_last() == (20 / 8, 20 / 8)
+  assert (alone.rate(), alone.device_rate()) == (200 / 20, 200 / 12 / 2)
+  # A checkpoint of before this was counted.
+  del counters["others_seconds"]
+  old = clock.Clock()
+  old.go_on(2, "cpu", counters)
+  assert old.rate() == 180 / 4
 
 
 def test_what_a_rollback_undoes_is_spent_and_not_kept(
@@ -151,8 +182,8 @@ def test_what_a_rollback_undoes_is_spent_and_not_kept(
 def test_nothing_done_has_no_rate(now: list[float]) -> None:
   one = clock.Clock()
   one.go_on(1, "cpu")
-  assert (one.rate(), one.device_rate(), one.rate_since_last(),
-          clock.goodput(one.counters())) == (None,) * 4
+  assert (one.rate(), one.device_rate(), *one.rates_since_last(),
+          clock.goodput(one.counters())) == (None,) * 5
   assert now == [100.0]
 
 

@@ -108,6 +108,33 @@ def assert_close(left: Any, right: Any) -> None:
       np.asarray(a), np.asarray(b), rtol=1e-4, atol=1e-5), left, right)
 
 
+def test_a_member_s_part_is_its_own_and_no_other_leaves_the_devices(
+    make_config, monkeypatch: pytest.MonkeyPatch) -> None:
+  config = complete(make_config())
+  _, states = states_of(config, 4)
+  ensemble = ensemble_step.steps_for(config, jax.devices()[:2], 4, "map", True)
+  stacked = ensemble.stack(states)
+  fetched = []
+  get = jax.device_get
+  monkeypatch.setattr(jax, "device_get", lambda tree: (
+      fetched.append(tree), get(tree))[1])
+  for index in (3, 0):
+    part, = ensemble.unstack(stacked, [index])
+    jax.tree.map(np.testing.assert_array_equal, part, get(states[index]))
+    assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(part))
+  assert [sum(x.size for x in jax.tree.leaves(tree)) for tree in fetched] == [
+      sum(x.size for x in jax.tree.leaves(states[0]))] * 2
+
+
+def test_who_acts_is_put_on_the_devices_once(make_config) -> None:
+  ensemble = ensemble_step.steps_for(
+      complete(make_config()), jax.devices()[:2], 3, "map", True)
+  mask = ensemble.active([0, 2])
+  np.testing.assert_array_equal(mask, [True, False, True, False])
+  assert ensemble.active(range(0, 3, 2)) is mask
+  assert ensemble.active([0]) is not mask
+
+
 def test_members_share_a_batch_without_copies(make_config) -> None:
   config = complete(make_config())
   shared = ensemble_step.steps_for(config, jax.devices()[:2], 4, "map", True)

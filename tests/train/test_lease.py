@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Claims on directories: one holder at a time, whoever dies, sleeps, races."""
 
+import errno
 import json
 import os
 import pathlib
@@ -104,6 +105,30 @@ def test_a_process_id_that_is_used_again_is_another_process(
   assert lease.holder(tmp_path) is None
   path.write_text(json.dumps(held))
   assert lease.holder(tmp_path).pid == os.getpid()
+
+
+def test_where_the_system_hides_processes_the_heartbeat_tells(
+    tmp_path: pathlib.Path, others: list,
+    monkeypatch: pytest.MonkeyPatch) -> None:
+  """As /proc does of other users' with hidepid."""
+  others.append(start(tmp_path))
+  pid, real = others[0].pid, lease._started
+  monkeypatch.setattr(
+      lease, "_started", lambda one: None if one == pid else real(one))
+  assert lease.holder(tmp_path).pid == pid
+  with pytest.raises(lease.BusyError):
+    with lease.hold(tmp_path):
+      pass
+  monkeypatch.setattr(lease, "LAPSE_SECONDS", 1.0)
+  others[0].send_signal(signal.SIGSTOP)
+  time.sleep(1.5)
+  assert lease.holder(tmp_path) is None  # by its heartbeat
+  monkeypatch.undo()
+  assert lease.holder(tmp_path).pid == pid
+  monkeypatch.setattr(lease, "_started", lambda one: None)
+  others[0].kill()
+  others[0].wait()
+  assert lease.holder(tmp_path) is None  # there is no such process
 
 
 def test_one_who_stands_still_on_this_host_keeps_it(
@@ -285,6 +310,60 @@ def test_training_that_lost_its_directory_stops_and_writes_no_result(
   assert (run_dir / "metrics.jsonl").read_bytes() == records_before[0]
   assert records.read_result(run_dir) == {"status": "theirs"}
   assert claim.is_held(run_dir)
+
+
+def test_a_full_disk_at_the_claim_is_told_with_a_way_out(
+    make_config: Callable, tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch) -> None:
+  def full(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+  monkeypatch.setattr(lease.os, "write", full)
+  with pytest.raises(records.WriteError, match=r"run/.claim cannot be written "
+                     r"\(.*No space left on device\); make room"):
+    train.run(make_config(), tmp_path, run_id="run")
+  assert not list((tmp_path / "run" / lease.DIRECTORY).iterdir())
+
+
+def test_a_claim_that_cannot_be_looked_at_is_a_file_that_cannot_be_written(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+  def broken(*_: Any) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+  with claim.directory(tmp_path):
+    file = records.MetricsFile(tmp_path / "metrics.jsonl", 0)
+    monkeypatch.setattr(lease, "_DOUBT_SECONDS", -1.0)
+    monkeypatch.setattr(lease.os, "utime", broken)
+    for name, act in (
+        ("metrics.jsonl", lambda: file.write(dict(kind="train", step=1))),
+        ("metrics.jsonl", file.sync), ("metrics.jsonl", lambda: file.cut(0)),
+        ("a.json", lambda: records.write_json(tmp_path / "a.json", {}))):
+      with pytest.raises(records.WriteError, match=f"{name} cannot be written"):
+        act()
+    monkeypatch.undo()
+    file.close()
+
+
+def test_the_script_says_in_a_line_that_its_run_is_another_s(
+    tmp_path: pathlib.Path) -> None:
+  program = textwrap.dedent("""
+      import runpy, sys
+      from tfjax import train
+      from tfjax.train import lease
+
+      def lost(*_, **__):
+        raise lease.LostError("this process has lost runs/one")
+      train.run = lost
+      sys.argv = ["train.py", "--config=experiments/quickstart.py",
+                  f"--workdir={sys.argv[1]}"]
+      runpy.run_path("scripts/train.py", run_name="__main__")
+      """)
+  root = pathlib.Path(__file__).parents[2]
+  ended = subprocess.run(
+      [sys.executable, "-c", program, str(tmp_path)], cwd=root, check=False,
+      capture_output=True, text=True, timeout=100)
+  assert ended.returncode == 1, ended.stderr
+  assert ended.stderr.strip().splitlines()[-1].endswith(
+      "this process has lost runs/one")
+  assert "Traceback" not in ended.stderr
 
 
 def test_a_claim_costs_little(tmp_path: pathlib.Path) -> None:

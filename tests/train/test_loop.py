@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run from config to record: how it ends, resumes and is refused."""
 
+import dataclasses
 import errno
 import json
 import math
@@ -472,6 +473,34 @@ def test_a_resume_under_another_config_is_refused(
       "  seed: no such key there, 0 here",
       "  train.magic: 1 there, no such key here"]
   files[0].write_text(before[0], "utf-8")
+  assert train.run(config, tmp_path, run_id="mine").resumes == 1
+
+
+def test_a_run_from_before_a_field_was_added_goes_on(
+    make_config, tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch) -> None:
+  config = make_config({"duration.steps": 12})
+  added = [entry.name for entry in dataclasses.fields(config.model)
+           if entry.metadata["added"]]
+  assert "parametrization" in added
+  to_dict = config_lib.to_dict
+
+  def older(config: config_lib.ExperimentConfig) -> dict[str, Any]:
+    values = to_dict(config)
+    for name in added:
+      del values["model"][name]
+    return values
+  with monkeypatch.context() as patched:
+    patched.setattr(config_lib, "to_dict", older)
+    train.run(config, tmp_path, run_id="mine",
+              on_row=interrupt(signal.SIGTERM, 3))
+  other = make_config({
+      "duration.steps": 12, "model.parametrization": "mup",
+      "model.base_d_model": 8, "model.base_head_dim": 8})
+  with pytest.raises(records.RecordError) as error:
+    train.run(other, tmp_path, run_id="mine")
+  assert ("  model.parametrization: no such key there, 'mup' here" in
+          str(error.value).splitlines())
   assert train.run(config, tmp_path, run_id="mine").resumes == 1
 
 

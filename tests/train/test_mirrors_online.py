@@ -13,10 +13,11 @@ from typing import Any, Iterator
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import wandb_stub  # pylint: disable=wrong-import-position
+# pylint: disable=wrong-import-position
+import mirrored
+import wandb_stub
 sys.path.pop(0)
 
-# pylint: disable=wrong-import-position
 from tfjax import train
 from tfjax.train import records
 from tfjax.train import tracking
@@ -79,7 +80,7 @@ def test_a_run_that_is_interrupted_resumed_and_synced_is_there_once(
                         "tracking.tags": ("pilot",)})
   part = train.run(config, tmp_path, sweep="grid", until_step=3)
   run_dir = tmp_path / part.run_id
-  assert tracking.wait(run_dir, 60)
+  assert mirrored.wait(run_dir, 60)
   run = stub.runs[part.run_id]
   assert (run["groupName"], run["jobType"]) == ("grid", "train")
   assert run["tags"] == ["pilot", "gpt2", "causal", "3k"]
@@ -91,7 +92,7 @@ def test_a_run_that_is_interrupted_resumed_and_synced_is_there_once(
     file.write(json.dumps(dict(kind="train", step=4, tokens=512, loss=5.4,
                                flops=1.0)) + "\n")
   done = train.run(config, tmp_path, sweep="grid")
-  assert done.status == "complete" and tracking.wait(run_dir, 60)
+  assert done.status == "complete" and mirrored.wait(run_dir, 60)
   assert told(stub, part.run_id) == expected(run_dir)
   assert len(run["history"]) == run["lines"] == 9 and run["exitcode"] == 0
   check_result(run, run_dir)
@@ -127,11 +128,11 @@ def test_a_redone_step_is_not_sent_again(
   with pytest.raises(ZeroDivisionError):
     train.run(config, tmp_path, on_row=fall)
   run_dir = next(tmp_path.glob("gpt2-*"))
-  assert tracking.wait(run_dir, 60)
+  assert mirrored.wait(run_dir, 60)
   run = stub.runs[run_dir.name]
   assert (len(run["history"]), run["exitcode"]) == (4, 1)
   assert train.run(config, tmp_path).status == "complete"
-  assert tracking.wait(run_dir, 60)
+  assert mirrored.wait(run_dir, 60)
   assert run["lines"] == len(run["history"]) == 7
   # The redone steps took another time than those that wandb has.
   assert without_measures(told(stub, run_dir.name)) == without_measures(
@@ -156,7 +157,7 @@ def test_the_network_is_lost_on_the_way(
   assert time.perf_counter() - begin < 30
   assert record.loss == plain.loss and record.status == "complete"
   run_dir = tmp_path / record.run_id
-  assert tracking.wait(run_dir, 90)  # that it has been given up, and why
+  assert mirrored.wait(run_dir, 90)  # that it has been given up, and why
   answer = tracking._current.wait(str(run_dir))
   assert "not taken everything" in answer["problems"][0]
   assert len(stub.runs[record.run_id]["history"]) < 7
@@ -178,7 +179,7 @@ def test_a_server_that_is_not_there_leaves_an_offline_directory(
                         "tracking.init_timeout_seconds": 2.0})
   record = train.run(config, tmp_path)
   run_dir = tmp_path / record.run_id
-  assert record.status == "complete" and tracking.wait(run_dir, 90)
+  assert record.status == "complete" and mirrored.wait(run_dir, 90)
   answer = tracking._current.wait(str(run_dir))
   assert "not reachable" in answer["problems"][0]
   assert len(list(run_dir.glob("wandb/offline-run-*/*.wandb"))) == 1

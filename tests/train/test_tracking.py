@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import types
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 
@@ -19,12 +19,15 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 # pylint: disable=wrong-import-position
 import fake_wandb
+import mirrored
 import wandb_files
 sys.path.pop(0)
 
 from tfjax import config as config_lib
 from tfjax import train
+from tfjax.sweep import ensemble
 from tfjax.sweep import halving
+from tfjax.train import parts
 from tfjax.train import records
 from tfjax.train import tracking
 from tfjax.train.mirrors import columns
@@ -33,7 +36,7 @@ from tfjax.train.mirrors import wandb_run
 ROOT = pathlib.Path(__file__).parents[2]
 # What differs between two runs of one config.
 VARYING = {"started_at", "finished_at", "run_id", "tokens_per_second",
-           "goodput", "resumes"}
+           "goodput", "resumes", "compile_cache_hits", "compile_cache_misses"}
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +60,7 @@ def test_an_offline_run_mirrors_the_records(
       "tracking.wandb": "offline", "tracking.project": "mirror",
       "tracking.tags": ("pilot",)}), tmp_path, sweep="grid")
   run_dir = tmp_path / record.run_id
-  assert tracking.wait(run_dir, 60)
+  assert mirrored.wait(run_dir, 60)
   found = wandb_files.Offline(run_dir, record.run_id)
   assert (found.run.run_id, found.run.project) == (record.run_id, "mirror")
   assert (found.run.run_group, found.run.job_type) == ("grid", "train")
@@ -104,11 +107,11 @@ def test_a_resumed_run_is_mirrored_once_and_whole(
   part = train.run(config, tmp_path, until_step=3)
   run_dir = tmp_path / part.run_id
   if waits:
-    assert part.status == "interrupted" and tracking.wait(run_dir, 60)
+    assert part.status == "interrupted" and mirrored.wait(run_dir, 60)
     found = wandb_files.Offline(run_dir, part.run_id)
     assert (len(found.history), found.exit_code) == (3, 1)
   assert train.run(config, tmp_path).status == "complete"
-  assert tracking.wait(run_dir, 60)
+  assert mirrored.wait(run_dir, 60)
   found = wandb_files.Offline(run_dir, part.run_id)
   assert [item["step"] for item in found.history] == [
       row["step"] for row in rows_of(run_dir)] == [1, 2, 3, 4, 5, 6, 6]
@@ -121,10 +124,10 @@ def test_a_run_that_is_stopped_between_its_parts_is_marked_so(
   config = make_config({"tracking.wandb": "offline"})
   part = train.run(config, tmp_path, until_step=3)
   run_dir = tmp_path / part.run_id
-  assert tracking.wait(run_dir, 60)
+  assert mirrored.wait(run_dir, 60)
   halving.stop(tmp_path, types.SimpleNamespace(
       run_id=part.run_id, config=config), None, "hopeless")
-  assert tracking.wait(run_dir, 60)
+  assert mirrored.wait(run_dir, 60)
   found = wandb_files.Offline(run_dir, part.run_id)
   assert (len(found.history), found.exit_code) == (3, 0)
   assert found.summary["status"] == "stopped"
@@ -140,7 +143,7 @@ def test_a_run_that_fails_is_marked_so(
     train.run(make_config({"tracking.wandb": "offline"}), tmp_path,
               on_row=fall)
   run_dir = next(tmp_path.glob("gpt2-*"))
-  assert tracking.wait(run_dir, 60)
+  assert mirrored.wait(run_dir, 60)
   found = wandb_files.Offline(run_dir, run_dir.name)
   assert (len(found.history), found.exit_code) == (4, 1)
   assert found.summary["status"] == "failed"
@@ -184,6 +187,41 @@ def test_what_goes_wrong_in_wandb_does_not_reach_the_run(
     assert "no such host" in "".join(answer["problems"])
     asked = "\n".join(fake_wandb.calls(tmp_path / "path"))
     assert ("init offline" in asked) == (where == "init")
+  tracking._current._process.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where, how", [("init", "hang"), ("log", "raise")])
+def test_training_spends_less_than_2_percent_of_its_time_on_its_mirrors(
+    where: str, how: str, make_config, tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch) -> None:
+  """All that it calls of them: to start their process, and to wait at the
+  end. The run takes its 30 seconds mostly asleep: what a busy machine adds to
+  a call is small beside 2% of them."""
+  use(fake_wandb.install(tmp_path / "path", where, how), monkeypatch)
+  calls, seconds = [], [0.0]
+
+  def timed(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+      begin = time.perf_counter()
+      try:
+        return method(*args, **kwargs)
+      finally:
+        seconds[0] += time.perf_counter() - begin
+        calls.append(name)
+    return call
+  for name, method in list(vars(tracking.Mirror).items()):
+    if callable(method):
+      monkeypatch.setattr(tracking.Mirror, name, timed(name, method))
+  begin = time.perf_counter()
+  record = train.run(
+      make_config({"tracking.wandb": "online", "duration.steps": 30}),
+      tmp_path, on_row=lambda row: time.sleep(1))
+  taken = time.perf_counter() - begin
+  assert record.status == "complete"
+  assert calls == ["__init__", "close", "finish"]
+  assert seconds[0] < 0.02 * taken
+  assert where in fake_wandb.calls(tmp_path / "path")
   tracking._current._process.kill()
 
 
@@ -255,10 +293,14 @@ def test_tensorboard_that_is_not_installed_is_said_before_any_compute(
     make_config, tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch) -> None:
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  monkeypatch.setattr(parts, "make", lambda _: pytest.fail("data, and more"))
   config = make_config({"tracking.tensorboard": True})
-  with pytest.raises(config_lib.ConfigError, match="tracking.tensorboard: "
-                     "needs tensorboardX.*pip install"):
-    train.run(config, tmp_path, on_row=lambda row: pytest.fail("it trained"))
+  for run in (lambda: train.run(config, tmp_path),
+              lambda: ensemble.run([config], tmp_path)):
+    with pytest.raises(config_lib.ConfigError, match="tracking.tensorboard: "
+                       "needs tensorboardX.*pip install"):
+      run()
+  assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("key, netrc, expected", [

@@ -259,6 +259,10 @@ def _conditions(facts: _Facts) -> list[tuple[bool, str]]:
        f"It branched off {facts.text('branched_from')} after step "
        f"{facts.count('branch_step')}: time, price, energy and CO2e are of the "
        "steps after that, tokens and FLOPs of all."),
+      (more("ensemble_members", 1),
+       f"It trained in one step with others, {facts.count('ensemble_members')} "
+       "runs in all: times, device time, price, energy and CO2e are its share "
+       "of what all took."),
       (facts.number("loss") is None, "Its loss is unknown."),
       (facts.number("mfu") is None,
        "Its MFU is unknown, as a peak or a rate is."),

@@ -13,6 +13,7 @@ from typing import Mapping
 from tfjax import config as config_lib
 from tfjax.cost import lengths as lengths_lib
 from tfjax.cost import moments
+from tfjax.models import parametrization
 
 BACKENDS = ("cpu", "gpu", "tpu")
 MESH_AXES = ("data", "fsdp", "sequence", "tensor")
@@ -131,13 +132,13 @@ def _check_divides(config: config_lib.ExperimentConfig, mesh: dict[str, int],
       raise config_lib.ConfigError(
           "mesh.sequence", f"{mesh['sequence']} does not divide the "
           f"{getattr(lengths, stack)} tokens of the {stack}'s input")
-  for one in moments.parameters(config.model):
+  for one in parametrization.parameters(config.model):
     for size, axis in zip(one.shape, one.axes):
       target = moments.PARAMETER_AXES.get(axis)
       if target and size % mesh[target]:
         raise config_lib.ConfigError(
             f"mesh.{target}", f"{mesh[target]} does not divide the {axis!r} "
-            f"dimension, {size}, of parameter {one.path}")
+            f"dimension, {size}, of parameter {'/'.join(one.path)}")
 
 
 # --- Generation --------------------------------------------------------------

@@ -5,11 +5,8 @@ Counts of arrays are in activations.py; what is asked from outside, and what
 is checked, in memory.py.
 """
 
-import dataclasses
-import functools
 import math
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -18,6 +15,7 @@ from tfjax.cost import activations
 from tfjax.cost import lengths as lengths_lib
 from tfjax.models import attention_choice
 from tfjax.models import masks
+from tfjax.models import parametrization
 from tfjax.models import transformer
 
 # What follows is decided above this room, for a step that runs; tests hold
@@ -33,25 +31,6 @@ def part_tokens(runtime: config_lib.RuntimeConfig, backend: str,
   if runtime.cpu_tuning == "off" or backend != "cpu":
     return None
   return 512 if 4 * params < 32 * 2**20 else 2048
-
-
-@dataclasses.dataclass(frozen=True)
-class Parameter:
-  """The name, shape and logical axes of one."""
-
-  path: str
-  shape: tuple[int, ...]
-  axes: tuple[str, ...]
-
-
-@functools.lru_cache(maxsize=256)
-def parameters(model: config_lib.ModelConfig) -> tuple[Parameter, ...]:
-  """All of a model's; made once."""
-  boxed = transformer.abstract_parameters(transformer.create(model))
-  leaves, _ = jax.tree_util.tree_flatten_with_path(
-      boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
-  return tuple(Parameter("/".join(key.key for key in path), leaf.value.shape,
-                          leaf.names) for path, leaf in leaves)
 
 
 class Step:
@@ -72,12 +51,13 @@ class Step:
     """This device's parameters whose path has `within`; `gathered`: as they
     are without fsdp; `kernels`, `scanned`: of those alone."""
     total = 0
-    for one in parameters(self.model):
+    for one in parametrization.parameters(self.model):
       cut = [PARAMETER_AXES[axis] for axis in one.axes
              if axis in PARAMETER_AXES]
-      if within not in one.path or (
-          kernels and not one.path.endswith("/kernel")) or (
-              scanned and "/blocks/" not in one.path):
+      name = "/".join(one.path)
+      if within not in name or (
+          kernels and one.path[-1] != "kernel") or (
+              scanned and "blocks" not in one.path):
         continue
       total += math.prod(one.shape) // math.prod(
           self.mesh[axis] for axis in cut

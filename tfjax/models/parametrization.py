@@ -48,6 +48,7 @@ bias's falls with the number of heads, m / h.
 """
 
 import dataclasses
+import functools
 from typing import Callable, Sequence
 
 from flax import linen as nn
@@ -115,6 +116,16 @@ class Row:
   scales: Scales
   forward: float
   head: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+  """The path, shape and logical axes of one; with scanned layers, of all of
+  them."""
+
+  path: tuple[str, ...]
+  shape: tuple[int, ...]
+  axes: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,20 +302,27 @@ def fold(config: config_lib.ModelConfig,
   return plain, traverse_util.path_aware_map(change, params)
 
 
-def table(config: config_lib.ModelConfig) -> list[Row]:
-  """Every parameter of a model.
-
-  Args:
-    config: complete, with its vocabulary.
-  """
+@functools.lru_cache(maxsize=256)
+def parameters(config: config_lib.ModelConfig) -> tuple[Parameter, ...]:
+  """All of a complete model's; made once."""
   from tfjax.models import transformer  # whose modules ask this one
   boxed = transformer.abstract_parameters(transformer.create(config))
   leaves, _ = jax.tree_util.tree_flatten_with_path(
       boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+  return tuple(Parameter(tuple(key.key for key in keys),
+                         tuple(leaf.value.shape), tuple(leaf.names))
+               for keys, leaf in leaves)
+
+
+def table(config: config_lib.ModelConfig) -> list[Row]:
+  """What is said of every parameter of a model.
+
+  Args:
+    config: complete, with its vocabulary.
+  """
   rows = []
-  for keys, leaf in leaves:
-    path = tuple(key.key for key in keys)
-    shape, axes = tuple(leaf.value.shape), tuple(leaf.names)
+  for one in parameters(config):
+    path, shape, axes = one.path, one.shape, one.axes
     head = "token_embedding" if config.tie_embedding else "untied_head"
     rows.append(Row(
         "/".join(path), shape, axes, role(path),

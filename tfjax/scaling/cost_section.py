@@ -34,10 +34,11 @@ _REMEDIES = {
     "mfu": "cost.hardware, or scripts/bench.py --peak on that machine",
 }
 _HOW_FLOPS = ", without steps that were undone or lost; shared ones once"
+_SHARE = "a member's share of its ensemble's"
 _HOW_HOURS = ("wall time from a run's claim to its result; of runs side by "
-              "side the sum")
-_HOW_OCCUPIED = "wall time from claim to result, times devices"
-_HOW_INSIDE = "time inside training steps, times devices"
+              f"side the sum; {_SHARE}")
+_HOW_OCCUPIED = f"wall time from claim to result, times devices; {_SHARE}"
+_HOW_INSIDE = f"time inside training steps, times devices; {_SHARE}"
 _HOW_KWH = "; without the PUE, which is in CO2e"
 
 

@@ -24,7 +24,8 @@ from tfjax.scaling import table
 
 FORECAST = "cost.json"  # in the directory of runs
 # Quantities, their units in their names. Hours are those of a run from its
-# claim to its result, device-hours the same times its devices.
+# claim to its result, of an ensemble's member its share of them; device-hours
+# the same times its devices.
 QUANTITIES = ("flops", "hours", "device_hours", "price_usd", "energy_kwh",
               "co2e_kg")
 # What is bought with FLOPs: at a run's own rate, its share of FLOPs.

@@ -71,7 +71,6 @@ def _sigmoid(p: Values, x: Values) -> FloatArray:
   return p["floor"] + (p["ceiling"] - p["floor"]) * rise
 
 
-_EXPONENT = (0.1, 0.3, 0.6)
 _CHINCHILLA_FREE = (
     Parameter("E", 1e-3, 20.0, (1.0, 2.0), shape=False),
     Parameter("A", 1e-3, 1e9, (10.0, 1e3), log=True, shape=False),

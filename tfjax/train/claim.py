@@ -33,15 +33,18 @@ def directory(run_dir: pathlib.Path) -> Iterator[None]:
 
   Raises:
     RunDirectoryBusyError: another process has it.
+    WriteError: the claim cannot be written, on a full disk for one.
   """
-  run_dir.mkdir(parents=True, exist_ok=True)
   with contextlib.ExitStack() as stack:
     try:
+      run_dir.mkdir(parents=True, exist_ok=True)
       stack.enter_context(lease.hold(run_dir))
     except lease.BusyError as error:
       raise RunDirectoryBusyError(
           f"another process is training in {run_dir} ({error.holder}); wait "
           "for it, or stop it") from None
+    except OSError as error:
+      raise records.write_error(run_dir / lease.DIRECTORY, error) from error
     yield
 
 
@@ -135,19 +138,21 @@ def differences(
 ) -> dict[str, tuple[str, str]]:
   """Dotted keys that affect the result and differ: (there, here) as text.
 
-  `held` may be of another version of the code, which has other keys.
+  `held` may be of another version of the code, which has other keys; one that
+  lacks a field that was added since had it at its default.
   """
   here = config_lib.to_dict(config)
   found = {}
-  for key, affects_result in _keys(config):
+  for key, affects_result, is_as_before in _keys(config):
     if affects_result:
       values = _value(held, key), _value(here, key)
-      if values[0] != values[1]:
+      if values[0] != values[1] and not (
+          is_as_before and values[0] == _NO_KEY):
         found[key] = values
-  known = {key for key, _ in _keys(config)}
+  known = {key for key, *_ in _keys(config)}
   for key in _leaves(held):
     if key not in known:
-      found[key] = _value(held, key), "no such key"
+      found[key] = _value(held, key), _NO_KEY
   return found
 
 
@@ -170,14 +175,16 @@ def shared(action: Callable[[], Any]) -> Any:
     if config_lib.ConfigError.__name__ in outcome["error"]:
       raise config_lib.ConfigError("", outcome["message"])
     kinds = {kind.__name__: kind for kind in (
-        RunDirectoryBusyError, records.RecordError, records.WriteError,
-        corpora.DataError, OSError, Exception)}
+        RunDirectoryBusyError, lease.LostError, records.RecordError,
+        records.WriteError, corpora.DataError, OSError, Exception)}
     raise next(kinds[name] for name in outcome["error"] if name in kinds)(
         outcome["message"])
   return outcome["value"]
 
 
 # --- Details -----------------------------------------------------------------
+
+_NO_KEY = "no such key"
 
 
 def _other_config(run_dir: pathlib.Path, what: str,
@@ -218,8 +225,9 @@ def _config_json(run_dir: pathlib.Path) -> dict[str, Any] | None:
 
 
 def _keys(config: Any, prefix: str = "",
-          affects: bool = True) -> Iterator[tuple[str, bool]]:
-  """Every dotted key, and whether it affects the result."""
+          affects: bool = True) -> Iterator[tuple[str, bool, bool]]:
+  """Every dotted key; whether it affects the result; whether it was added
+  later and is at its default, which is how it was before."""
   for entry in dataclasses.fields(config):
     key = f"{prefix}{entry.name}"
     matters = affects and entry.metadata["affects_result"]
@@ -227,7 +235,7 @@ def _keys(config: Any, prefix: str = "",
     if dataclasses.is_dataclass(value):
       yield from _keys(value, f"{key}.", matters)
     else:
-      yield key, matters
+      yield key, matters, entry.metadata["added"] and value == entry.default
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -242,6 +250,6 @@ def _value(values: Any, key: str) -> str:
   """The value at a dotted key, as text."""
   for name in key.split("."):
     if not isinstance(values, Mapping) or name not in values:
-      return "no such key"
+      return _NO_KEY
     values = values[name]
   return repr(values)

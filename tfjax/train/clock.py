@@ -47,9 +47,9 @@ class Clock:
     self._part = dict.fromkeys(PHASES, 0.0)
     self._devices, self._kind = 0, ""
     self._before = NOTHING
-    self._undone = 0.0
+    self._undone, self._others = 0.0, 0.0
     self.tokens = 0
-    self._last = (0.0, 0)
+    self._last = (0.0, 0.0, 0)
 
   def go_on(self, devices: int, device_kind: str,
             counters: dict[str, Any] | None = None) -> None:
@@ -57,8 +57,10 @@ class Clock:
     self._before = counters or NOTHING
     self._devices, self._kind = devices, device_kind
     self._undone = self._before["undone_seconds"]
+    # Older checkpoints do not tell.
+    self._others = self._before.get("others_seconds", 0.0)
     self.tokens = self._before["clock_tokens"]
-    self._last = (self.seconds(), self.tokens)
+    self._last = self._now_at()
 
   def share(self, share: float) -> None:
     """From now on only such a share of the time is this run's: others train
@@ -72,7 +74,10 @@ class Clock:
     elapsed = (now - self._now) * self._share
     compiling = min((compiled - self._compiled) * self._share, elapsed)
     self._part["compile"] += compiling
-    self._part[was or self._phase] += elapsed - compiling
+    ended = was or self._phase
+    self._part[ended] += elapsed - compiling
+    if ended in _TRAINING:
+      self._others += (elapsed - compiling) * (1 / self._share - 1)
     self._phase, self._now, self._compiled = phase, now, compiled
 
   def counters(self) -> dict[str, Any]:
@@ -80,7 +85,8 @@ class Clock:
     device_seconds, phases = self.device_seconds(), self.phase_seconds()
     return dict(
         phase_seconds=phases, lost_seconds=self._before["lost_seconds"],
-        undone_seconds=self._undone, device_seconds=device_seconds,
+        undone_seconds=self._undone, others_seconds=self._others,
+        device_seconds=device_seconds,
         occupied_device_seconds=self._occupied(), clock_tokens=self.tokens)
 
   def undo(self, checkpoint: dict[str, Any] | None) -> None:
@@ -128,9 +134,9 @@ class Clock:
     self.tokens += tokens
 
   def rate(self) -> float | None:
-    """Tokens a second over all of training."""
-    seconds = self.seconds()
-    return self.tokens / seconds if seconds > 0 else None
+    """Tokens a second over all of training, by the time on the wall."""
+    _, seconds, tokens = self._now_at()
+    return _rate(tokens, seconds)
 
   def device_rate(self) -> float | None:
     """Tokens a second and device; None where devices were of several kinds."""
@@ -138,11 +144,22 @@ class Clock:
     known = seconds > 0 and len(self.occupied_device_seconds()) == 1
     return self.tokens / seconds if known else None
 
-  def rate_since_last(self) -> float | None:
-    """Tokens a second since this was last asked."""
-    (seconds, tokens), self._last = self._last, (self.seconds(), self.tokens)
-    elapsed = self._last[0] - seconds
-    return (self.tokens - tokens) / elapsed if elapsed > 0 else None
+  def rates_since_last(self) -> tuple[float | None, float | None]:
+    """Tokens a second of training since this was last asked: by the time on
+    the wall, and by this run's share of it."""
+    (own, wall, tokens), self._last = self._last, self._now_at()
+    tokens = self.tokens - tokens
+    return (_rate(tokens, self._last[1] - wall),
+            _rate(tokens, self._last[0] - own))
+
+  def _now_at(self) -> tuple[float, float, int]:
+    """Seconds inside training steps, of its share and in all; tokens."""
+    own = self.seconds()
+    return own, own + self._others, self.tokens
+
+
+def _rate(tokens: int, seconds: float) -> float | None:
+  return tokens / seconds if seconds > 0 else None
 
 
 def wall_seconds(counters: dict[str, Any]) -> float:

@@ -8,7 +8,6 @@ launch to launch. How many seconds compiling took is the clock's to say
 
 import contextlib
 import dataclasses
-import logging
 import os
 import pathlib
 import tempfile
@@ -17,8 +16,6 @@ import jax
 from jax._src import lru_cache  # writes the entries; no public way to them
 
 from tfjax import config as config_lib
-
-_LOG = logging.getLogger("tfjax")
 
 
 @dataclasses.dataclass

@@ -251,6 +251,7 @@ class Run:
         continue
       if saving:
         self.save(step, self.state)
+        self.save_timer.reset()
       if stopping and step < total:
         return summary.Ending(
             step, "interrupted", f"stopped after step {step} of {total}",
@@ -301,9 +302,9 @@ class Run:
       row["bad"] = True
     if (step % self.config.train.log_every_steps == 0 or step == 1 or
         step == self.budget.steps or bad):
-      rate = self.clock.rate_since_last()
+      rate, own_rate = self.clock.rates_since_last()
       row.update(seconds=self.clock.seconds(), tokens_per_second=rate,
-                 mfu=self.spent.mfu(rate, self.budget.flops_per_token),
+                 mfu=self.spent.mfu(own_rate, self.budget.flops_per_token),
                  **self.spent.columns())
       self._write(row)
     return row
@@ -348,7 +349,6 @@ class Run:
         failed_saves=self._failed_saves(), origin=self.origin,
         config=config_lib.to_dict(self.parts.given),
         store=self.parts.store.path.name))
-    self.save_timer.reset()
 
   def _failed_saves(self) -> int:
     return self.failed_saves_before + self.checkpoints.failed_saves

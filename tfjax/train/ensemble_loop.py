@@ -11,6 +11,7 @@ is done leaves the others to go on. Which runs may be members is
 import contextlib
 import dataclasses
 import logging
+import math
 import pathlib
 from typing import Any, Iterator, Sequence
 
@@ -87,6 +88,7 @@ class Member:
     self.clock.share(part)
     self.meter: SharedMeter | None = None
     self.spent: spent_lib.Spent | None = None
+    self._num_members: int | None = None
     self._claimed = contextlib.ExitStack()
     self._opened = contextlib.ExitStack()
     self._started_at = records.now()
@@ -116,6 +118,7 @@ class Member:
   def prepare(self, mesh: jax.sharding.Mesh, meter: energy.Meter,
               members: int) -> None:
     """Data, budget and the newest checkpoint's state, or a new one."""
+    self._num_members = members
     self.meter = SharedMeter(meter, self.part)
     self.spent = spent_lib.Spent(
         self.config, mesh, self.run_dir, self.clock, self.meter)
@@ -125,7 +128,6 @@ class Member:
     self.run.others["ensemble_members"] = members
     self._opened.enter_context(self.run.opened())
     self.run.start()
-    self.run.save_timer = clock_lib.SaveTimer(self.config.checkpoint)
     self.step = int(self.run.state.step)
 
   def share(self, part: float) -> None:
@@ -157,7 +159,7 @@ class Member:
     if self.spent is not None and not isinstance(error, lease.LostError):
       summary.record_failure(
           self.config, self.run_dir, self.sweep, self._started_at, error,
-          self.spent)
+          self.spent, self._num_members)
     self._claimed.close()
 
   def close(self) -> None:
@@ -204,7 +206,9 @@ def train(members: Sequence[Member], devices: Sequence[jax.Device],
     try:
       if started:
         _share(started)
-        _Ensemble(started, states, devices).train(stop)
+        ensemble = _Ensemble(started, states, devices)
+        states.clear()  # they are on the devices
+        ensemble.train(stop)
     except Exception as error:
       for member in started:
         if member.live:
@@ -237,6 +241,10 @@ class _Ensemble:
             devices[0].platform, budget.batch_tokens * budget.flops_per_token),
         len(set(self._orders)) == 1)
     self._state = self._steps.stack(states)
+    # One for all, who are saved together: the shortest that one asks for.
+    self._save_timer = clock_lib.SaveTimer(min(
+        (member.config.checkpoint for member in members),
+        key=lambda checkpoint: checkpoint.every_seconds or math.inf))
     # Of the steps in flight: the step, who took it, what came of it.
     self._pending: tuple[int, list[int], Any] | None = None
 
@@ -321,14 +329,14 @@ class _Ensemble:
   def _after(self, step: int, acting: Sequence[int], stopping: bool) -> None:
     """The evaluations and checkpoints that are due after a step."""
     evaluating, saving = [], []
+    all_due = stopping or self._save_timer.due()
     for index in acting:
       run = self._members[index].run
       evaluate, save = run.due(step)
       if evaluate:
         evaluating.append(index)
       # A row that could not be written ends its run, in the save.
-      if (save or stopping or run.save_timer.due() or
-          run.rows.failure is not None):
+      if save or all_due or run.rows.failure is not None:
         saving.append(index)
     if not evaluating and not saving:
       return
@@ -358,12 +366,16 @@ class _Ensemble:
     if not members:
       return
     self._at("checkpoint", "checkpoint")
-    for index, state in zip(members, self._steps.unstack(
-        self._state, members)):
+    for index in members:
       member = self._members[index]
       with member.guard():
+        # One at a time, so that the host never has all of them.
+        state, = self._steps.unstack(self._state, [index])
         member.run.save(step, jax.device_put(state, jax.tree.map(
             lambda x: x.sharding, member.run.parts.steps.abstract_state)))
+    if all(index in members for index, member in enumerate(self._members)
+           if member.live):
+      self._save_timer.reset()
 
   # --- End -------------------------------------------------------------------
 

@@ -31,7 +31,6 @@ AXIS = "run"
 # 6.8e9 0.95 and 1.15. Nothing between was measured.
 CPU_VMAP_FLOPS = 3e7
 
-Metrics = dict[str, Array]
 Member = Callable[[Any, loss_lib.Batch], Any]
 
 
@@ -86,6 +85,7 @@ class EnsembleSteps:
         in_shardings=(self._own, self._everywhere, self._own),
         out_shardings=self._own)
     self._compiled: dict[Any, jax.stages.Compiled] = {}
+    self._active: dict[tuple[int, ...], Array] = {}
 
   def compiled_train(self, state: step_lib.TrainState, batch: loss_lib.Batch
                      ) -> jax.stages.Compiled:
@@ -125,10 +125,18 @@ class EnsembleSteps:
     return jax.device_put(self._stacked(states), self._own)
 
   def unstack(self, tree: Any, members: Sequence[int]) -> list[Any]:
-    """The parts of a tree that are of some members, as arrays of NumPy."""
-    host = jax.tree.map(np.asarray, tree)
-    # Copies: on a CPU the tree's own memory is given to the next step.
-    return [jax.tree.map(lambda x, i=i: np.array(x[i]), host) for i in members]
+    """The parts of a tree that are of some members, as arrays of NumPy; the
+    others' stay where they are."""
+    each = self.size // self.mesh.size
+    found = []
+    for member in members:
+      device = self.mesh.devices.flat[member // each]
+      on_device = jax.tree.map(lambda x, device=device: next(
+          shard.data for shard in x.addressable_shards
+          if shard.device == device), tree)
+      # A copy: on a CPU the tree's own memory is given to the next step.
+      found.append(jax.device_get(_one_of(on_device, member % each)))
+    return found
 
   def put(self, batches: Sequence[loss_lib.Batch]) -> loss_lib.Batch:
     """The batch of all members, or one of each, on the devices."""
@@ -138,9 +146,12 @@ class EnsembleSteps:
 
   def active(self, members: Sequence[int]) -> Bool[Array, "M"]:
     """Of all members those that are to do something, on the devices."""
-    chosen = np.zeros(self.size, bool)
-    chosen[list(members)] = True
-    return jax.device_put(chosen, self._own)
+    key = tuple(members)
+    if key not in self._active:  # at nearly every step it is
+      chosen = np.zeros(self.size, bool)
+      chosen[list(key)] = True
+      self._active[key] = jax.device_put(chosen, self._own)
+    return self._active[key]
 
   def _stacked(self, trees: Sequence[Any]) -> Any:
     trees = [*trees, *[trees[-1]] * (self.size - len(trees))]
@@ -169,6 +180,12 @@ class EnsembleSteps:
         on_device, mesh=self.mesh,
         in_specs=(own, P() if shared_batch else own, own), out_specs=own,
         check_vma=False)
+
+
+@jax.jit
+def _one_of(tree: Any, place: int) -> Any:
+  return jax.tree.map(
+      lambda x: jax.lax.dynamic_index_in_dim(x, place, keepdims=False), tree)
 
 
 _NO_MESH = jax.sharding.AbstractMesh((), ())

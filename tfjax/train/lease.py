@@ -18,11 +18,12 @@ says that it was let go or its holder is dead. Why two can never both hold it:
   has made since, under the same name even, is out of its reach.
 
 On one host a holder lives as long as its process does, by its id and the time
-it was started: who dies is followed at once, who merely stands still (Ctrl-Z,
-a laptop's lid) keeps its claim. Of another host's holder only the heartbeat
-tells: after `LAPSE_SECONDS` without one its claim has lapsed. Ages are by the
-file system's clock; those of hosts may differ. A holder that has been out for
-more than `_DOUBT_SECONDS` makes sure before it writes (`check`).
+it was started: who dies is followed at once, who merely stands still (Ctrl-Z, a
+laptop's lid) keeps its claim. Of another host's holder, and where the system
+hides when the process was started, only the heartbeat tells: after
+`LAPSE_SECONDS` without one its claim has lapsed. Ages are by the file system's
+clock; those of hosts may differ. A holder that has been out for more than
+`_DOUBT_SECONDS` makes sure before it writes (`check`).
 
 What a claim is for is not known here.
 """
@@ -230,8 +231,8 @@ class _Claim:
     here = _self()
     if self.holder.machine == here.machine is not None:
       started = _started(self.holder.pid)
-      if here.started is not None:  # this system tells
-        return started is not None and started == self.holder.started
+      if None not in (started, self.holder.started):
+        return started == self.holder.started
       if not _exists(self.holder.pid):
         return False
     return _now(self.path.parent) - self.touched < LAPSE_SECONDS
@@ -296,8 +297,9 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str | None:
-  """When a living process was started, in the kernel's ticks; None where it
-  is dead, or where the system does not tell."""
+  """When a process was started, in the kernel's ticks, or that it is dead;
+  None where the system does not tell (of other users' processes: hidepid), or
+  there is no such process."""
   try:
     stat = pathlib.Path(f"/proc/{pid}/stat").read_bytes()
   except OSError:
@@ -305,7 +307,7 @@ def _started(pid: int) -> str | None:
   # Its name may hold anything, but ends with the last parenthesis. After it
   # come the fields from the third on: the state, and as the 22nd the start.
   fields = stat.rpartition(b")")[2].split()
-  return None if fields[0] in (b"Z", b"X") else fields[19].decode()
+  return "dead" if fields[0] in (b"Z", b"X") else fields[19].decode()
 
 
 def _exists(pid: int | None) -> bool:

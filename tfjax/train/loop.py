@@ -24,6 +24,7 @@ from tfjax.train import records
 from tfjax.train import sharding
 from tfjax.train import spent as spent_lib
 from tfjax.train import summary
+from tfjax.train import tracking
 
 RunDirectoryBusyError = claim.RunDirectoryBusyError
 
@@ -67,6 +68,8 @@ def run(
     RunDirectoryBusyError: another process has the directory.
     RecordError: the directory holds another run, or a damaged record.
     WriteError: the disk is full, say; the newest checkpoint is kept.
+    LostError (tfjax.train.lease): another process has taken the directory
+      since, while this one stood still; it writes nothing more there.
     Exception: whatever training raised, after it was recorded as `failed`.
   """
   clock = clock_lib.Clock()
@@ -100,9 +103,15 @@ def run(
 def claimed(config: config_lib.ExperimentConfig, run_dir: pathlib.Path,
             held: contextlib.ExitStack) -> dict[str, Any] | None:
   """Takes the directory, for as long as `held` is open, unless the run has
-  finished: then its record."""
+  finished: then its record.
+
+  Raises:
+    ConfigError: what its mirrors need is not installed.
+    RunDirectoryBusyError, RecordError, WriteError: as `run`.
+  """
   finished = claim.finished_record(run_dir, config)
   if finished is None:
+    tracking.check(config.tracking)
     held.enter_context(claim.directory(run_dir))
     # Whoever had the directory until now may have finished the run.
     finished = claim.finished_record(run_dir, config)

@@ -22,6 +22,7 @@ from typing import Any
 from tfjax import config as config_lib
 from tfjax.cost import peaks
 from tfjax.train import lease
+from tfjax.train.mirrors import columns
 
 # Ended for good. A run that is stopped was hopeless (`tfjax.sweep.halving`).
 FINISHED = ("complete", "diverged", "stopped")
@@ -65,9 +66,10 @@ class RunRecord:
   `occupied_device_seconds` is `wall_seconds` times the devices of the time,
   what is paid for: of it are price, energy and CO2e. `device_seconds` is
   `input_seconds` and `step_seconds` times the devices of the time; from it
-  come `tokens_per_second` (over the devices) and `mfu`, which is achieved over
-  peak FLOP/s. `energy_kwh` is of the machine alone, `co2e_kg` with the PUE
-  where that is known. Each source says how its number was obtained.
+  comes `mfu`, which is achieved over peak FLOP/s. `tokens_per_second` are the
+  run's own, on all devices, by the time on the wall in these phases.
+  `energy_kwh` is of the machine alone, `co2e_kg` with the PUE where that is
+  known. Each source says how its number was obtained.
 
   A run that branched off another one's trunk (`tfjax.sweep.branch`) has the
   tokens and FLOPs of its whole way, as a law asks for; of them `shared_flops`,
@@ -75,7 +77,8 @@ class RunRecord:
   `branch_step` and are in `branched_from`'s record: all times, price, energy
   and CO2e here are its own alone. Its rows up to there are the trunk's, marked
   `shared`, without what they took. A member of an ensemble has its share of
-  what all `ensemble_members` have spent.
+  what all `ensemble_members` have spent, `wall_seconds` too, which are a part
+  of the ensemble's.
 
   Devices, processes, mesh, peak and hardware are those of the last part of a
   run that was interrupted. A run that failed has what it has spent.
@@ -177,7 +180,7 @@ class RunRecord:
 def run_id(config: config_lib.ExperimentConfig) -> str:
   """A readable prefix and the hash of what determines the result."""
   model = config.model
-  size = model.size or f"d{model.d_model}l{model.num_layers}"
+  size = columns.size_label(dataclasses.asdict(model))
   (key, value), = ((k, v) for k, v in dataclasses.asdict(
       config.duration).items() if v is not None)
   amount = str(value) if isinstance(value, int) else f"{value:g}"
@@ -201,7 +204,7 @@ def write_text(path: pathlib.Path, text: str) -> None:
     WriteError: it cannot be written; the old one is as it was.
     LostError: its directory was this process's, and is another's now.
   """
-  lease.check(path.parent)
+  _check_ours(path)
   temporary = path.with_name(f".{path.name}.{os.getpid()}")
   try:
     with open(temporary, "w", encoding="utf-8") as file:
@@ -212,10 +215,18 @@ def write_text(path: pathlib.Path, text: str) -> None:
   except OSError as error:
     with contextlib.suppress(OSError):
       temporary.unlink(missing_ok=True)
-    raise _write_error(path, error) from error
+    raise write_error(path, error) from error
 
 
-def _write_error(path: pathlib.Path, error: OSError) -> WriteError:
+def _check_ours(path: pathlib.Path) -> None:
+  try:
+    lease.check(path.parent)
+  except OSError as error:
+    raise write_error(path, error) from error
+
+
+def write_error(path: pathlib.Path, error: OSError) -> WriteError:
+  """What to raise where a file of a run, or its claim, cannot be written."""
   return WriteError(f"{path} cannot be written ({error}); make room, or make "
                     "it writable, and start again: what is saved is kept")
 
@@ -306,7 +317,7 @@ class MetricsFile:
           kept: Collection[dict[str, Any]] = ()) -> None:
     """Keeps the rows up to `last_step`, and of the later ones those that are
     in `kept`; drops the others and a broken one."""
-    lease.check(self._path.parent)
+    _check_ours(self._path)
     self.close()
     path = self._path
     rows = read_metrics(path) if path.exists() else []
@@ -323,24 +334,24 @@ class MetricsFile:
     except OSError as error:
       with contextlib.suppress(OSError):
         temporary.unlink(missing_ok=True)
-      raise _write_error(path, error) from error
+      raise write_error(path, error) from error
 
   def write(self, row: dict[str, Any]) -> None:
-    lease.check(self._path.parent)
+    _check_ours(self._path)
     data = _line(row).encode()
     try:
       while data:  # a disk that has filled up takes a part
         data = data[self._file.write(data):]
     except OSError as error:
-      raise _write_error(self._path, error) from error
+      raise write_error(self._path, error) from error
 
   def sync(self) -> None:
     """Returns when every row is on disk: called before a checkpoint."""
-    lease.check(self._path.parent)
+    _check_ours(self._path)
     try:
       os.fsync(self._file.fileno())
     except OSError as error:
-      raise _write_error(self._path, error) from error
+      raise write_error(self._path, error) from error
 
   def close(self) -> None:
     if self._file is not None:

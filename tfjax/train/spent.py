@@ -288,6 +288,7 @@ def resumed(saved: dict[str, Any] | None, noted: dict[str, Any] | None,
   lost = clock_lib.wall_seconds(reached) - clock_lib.wall_seconds(base)
   return reached | {name: base[name] for name in (
       "phase_seconds", "undone_seconds", "device_seconds", "clock_tokens")} | {
+          "others_seconds": base.get("others_seconds", 0.0),
           "lost_seconds": base["lost_seconds"] + lost}
 
 

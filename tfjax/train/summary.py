@@ -72,11 +72,12 @@ def record(
 def record_failure(
     config: config_lib.ExperimentConfig, run_dir: pathlib.Path,
     sweep: str | None, started_at: str, error: Exception,
-    spent: spent_lib.Spent) -> None:
+    spent: spent_lib.Spent, ensemble_members: int | None = None) -> None:
   """Writes the result of a run that has failed: why, and what it has spent."""
   reason = "".join(traceback.format_exception_only(error)).strip()
   if out_of_memory.is_it(error):
-    reason = f"out of memory: {out_of_memory.on_device(config)}\n{reason}"
+    told = out_of_memory.explain(error, config, members=ensemble_members)
+    reason = f"out of memory: {told}\n{reason}"
   try:
     taken = spent.fail()
   except records.RecordError as damaged:
@@ -85,7 +86,8 @@ def record_failure(
   result = records.RunRecord(
       run_id=run_dir.name, status="failed", status_reason=reason, sweep=sweep,
       config_hash=config_lib.config_hash(config), started_at=started_at,
-      finished_at=records.now(), **taken, **records.provenance())
+      finished_at=records.now(), ensemble_members=ensemble_members, **taken,
+      **records.provenance())
   try:
     records.write_result(run_dir, dataclasses.asdict(result))
   except records.WriteError as second:

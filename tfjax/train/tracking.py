@@ -164,9 +164,3 @@ def _process(run_dir: pathlib.Path) -> _Process:
   if _current is None or not _current.is_alive():
     _current = _Process(run_dir / follow.LOG)
   return _current
-
-
-def wait(run_dir: pathlib.Path, seconds: float) -> bool:
-  """Whether the mirrors of a run that has ended are done within `seconds`."""
-  return _current is not None and _current.wait(
-      str(run_dir.absolute()), seconds) is not None

@@ -77,13 +77,17 @@ def about(run_dir: pathlib.Path) -> About:
   except FileNotFoundError:
     note = {}
   model = config["model"]
-  size = model["size"] or f"d{model['d_model']}l{model['num_layers']}"
   tags = (*config["tracking"].get("tags", ()), model["family"],
-          config["objective"]["name"], size)
+          config["objective"]["name"], size_label(model))
   derived = dict(note.get("derived") or {}) | _derived(result)
   return About(
       run_id=run_dir.name, group=result.get("sweep") or note.get("sweep"),
       tags=tuple(dict.fromkeys(tags)), config={**config, "derived": derived})
+
+
+def size_label(model: Mapping[str, Any]) -> str:
+  """A model's size as people name it, from its config: 85M, or d768l12."""
+  return model["size"] or f"d{model['d_model']}l{model['num_layers']}"
 
 
 def plan_of(budget: Any) -> dict[str, Any]:
