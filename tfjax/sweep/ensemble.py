@@ -57,7 +57,8 @@ def groups(specs: Sequence[RunSpec],
 
   Runs of one kind become as many groups of about the same size as there are
   workers, each of at least two. `auto` makes them where that was found to be
-  faster, by scripts/bench.py --ensemble, and says so in the log.
+  faster on CPUs, by scripts/bench.py --ensemble, or should be on accelerators,
+  and says so in the log.
 
   Args:
     specs: runs that do not wait for each other.
