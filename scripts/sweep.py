@@ -28,6 +28,7 @@ run has ended for good (or there was nothing to do), 1 when some have not, 2
 when it cannot be done as asked, 130 when it was stopped.
 """
 
+import logging
 import math
 import pathlib
 import shlex
@@ -40,6 +41,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 # pylint: disable=wrong-import-position
 from absl import app
 from absl import flags
+from absl import logging as absl_logging
 import jax
 from ml_collections import config_flags
 from rich import console as console_lib
@@ -110,6 +112,9 @@ def main(arguments: Sequence[str]) -> int:
   if _WORKERS.value != 0:
     # This process plans; accelerators and their memory are the workers'.
     jax.config.update("jax_platforms", "cpu")
+  # Of what happens in this process, tfjax's own words and others' warnings.
+  absl_logging.set_verbosity(absl_logging.WARNING)
+  logging.getLogger("tfjax").setLevel(logging.INFO)
   console = console_lib.Console()
   if not console.is_terminal:
     console = console_lib.Console(width=_PIPE_WIDTH)
