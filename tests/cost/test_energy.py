@@ -154,21 +154,22 @@ def test_a_counter_that_stops_is_unknown_from_then_on(
   assert caplog.text.count("measured no longer") == 1
 
 
+def readers() -> list[threading.Thread]:
+  return [one for one in threading.enumerate() if one.name == "energy"]
+
+
 def test_counters_are_read_while_nobody_asks(powercap: Powercap) -> None:
   """5 J wrap around within 5 ms at a thousand watts."""
   low = 5_000_000
   powercap.set("intel-rapl:1", "package-1", 3, low)
-  before = threading.active_count()
   with energy.Meter("auto", CPU, powercap.root) as meter:
-    assert threading.active_count() == before + 1
+    thread, = readers()
     read = threading.Event()
     update = meter._update
     meter._update = lambda: (update(), read.set())
     assert read.wait(10)
-  for thread in threading.enumerate():
-    if thread.name == "energy":
-      thread.join(10)
-  assert threading.active_count() == before
+  thread.join(10)
+  assert not readers()
 
 
 @pytest.mark.parametrize("missing", ["tree", "packages", "permission"])

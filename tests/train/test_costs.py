@@ -271,6 +271,16 @@ def test_a_kill_before_the_first_checkpoint_is_paid_for_too(
   assert sum(phases(record).values()) == 2 * record.wall_seconds
 
 
+def test_what_others_took_of_lost_steps_is_in_no_rate() -> None:
+  saved = spent.NOTHING | dict(others_seconds=3.0)
+  last = spent.NOTHING | dict(others_seconds=7.0, lost_seconds=5.0)
+  noted = dict(step=None, counters=last, row=dict(
+      device_seconds=0.0, energy_kwh=None))
+  assert spent.resumed(saved, noted, 4)["others_seconds"] == 3
+  # Checkpoints of before this was counted.
+  assert spent.resumed(spent.NOTHING, noted, 4)["others_seconds"] == 0
+
+
 @pytest.fixture(name="spoilt")
 def _spoilt(monkeypatch: pytest.MonkeyPatch) -> None:
   """Step 5 is bad."""
@@ -286,16 +296,6 @@ def _spoilt(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("spoilt")
-def test_what_others_took_of_lost_steps_is_in_no_rate() -> None:
-  saved = spent.NOTHING | dict(others_seconds=3.0)
-  last = spent.NOTHING | dict(others_seconds=7.0, lost_seconds=5.0)
-  noted = dict(step=None, counters=last, row=dict(
-      device_seconds=0.0, energy_kwh=None))
-  assert spent.resumed(saved, noted, 4)["others_seconds"] == 3
-  # Checkpoints of before this was counted.
-  assert spent.resumed(spent.NOTHING, noted, 4)["others_seconds"] == 0
-
-
 def test_steps_that_a_rollback_undoes_are_spent_and_not_good(
     now: list[float], costly, tmp_path: pathlib.Path) -> None:
   record = train.run(costly({"recovery.action": "rollback"}), tmp_path)
