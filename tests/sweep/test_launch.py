@@ -28,6 +28,7 @@ from tfjax import train
 from tfjax.sweep import failures
 from tfjax.sweep import local
 from tfjax.sweep import shares
+from tfjax.train import claim
 from tfjax.train import lease
 from tfjax.train import out_of_memory
 from tfjax.train import records
@@ -178,6 +179,19 @@ def test_who_diverges_is_recorded_with_the_end_of_its_log(
   failures.add_log(other, tmp_path / spec.run_id)
   assert records.read_result(other)["log_tail"] == (
       outcome.state.result["log_tail"])
+
+
+def test_no_log_is_added_to_a_run_that_was_taken_up_again(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+  records.write_result(tmp_path, dict(status="failed"))
+  directory = claim.directory
+
+  def taken_up(run_dir: pathlib.Path) -> contextlib.AbstractContextManager:
+    (run_dir / "result.json").unlink()  # since it was looked at
+    return directory(run_dir)
+  monkeypatch.setattr(claim, "directory", taken_up)
+  failures.add_log(tmp_path, tmp_path)
+  assert records.read_result(tmp_path) is None
 
 
 def test_a_worker_that_alone_is_told_to_stop_is_replaced(

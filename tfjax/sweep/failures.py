@@ -8,6 +8,7 @@ here is what only its launcher can add, and what it writes for the dead.
 import contextlib
 import dataclasses
 import pathlib
+from typing import Any
 
 from tfjax import config as config_lib
 from tfjax.sweep import ledger
@@ -58,13 +59,18 @@ def add_log(run_dir: pathlib.Path, log_dir: pathlib.Path) -> None:
     WriteError: the disk is full, say.
     RecordError: there is a damaged record.
   """
-  result = records.read_result(run_dir)
-  if result is None or result["status"] not in ("diverged", "failed"):
-    return
+  if not _went_wrong(records.read_result(run_dir)):
+    return  # as most runs, and needs no claim
   with contextlib.suppress(claim.RunDirectoryBusyError):
     with claim.directory(run_dir):
-      records.write_result(
-          run_dir, result | dict(log_tail=log_tail(log_dir)))
+      result = records.read_result(run_dir)
+      if _went_wrong(result):  # still: nobody has taken it up since
+        records.write_result(
+            run_dir, result | dict(log_tail=log_tail(log_dir)))
+
+
+def _went_wrong(result: dict[str, Any] | None) -> bool:
+  return result is not None and result["status"] in ("diverged", "failed")
 
 
 def log_tail(run_dir: pathlib.Path) -> str | None:

@@ -156,15 +156,13 @@ class _Watch:
                     for spec in specs}
 
   def look(self) -> None:
-    asked_at = {row["run_id"]: row["asked_at"]
-                for row in ledger.read_plan(self._workdir)["runs"]}
     for run_id, spec in list(self.waiting.items()):
       state = self._state(run_id)
       ended = (state.status in ("failed", *records.FINISHED)
                and _ended_at(state) != self._before[run_id])
       if ended and state.status == "failed":
         # What has failed in an ensemble is asked for again, alone.
-        ended = self._written_at(run_id) > asked_at.get(run_id, 0.0)
+        ended = self._written_at(run_id) > self._asked_at(run_id)
       if ended or state.status == "running":
         self.has_begun = True
         if run_id not in self._started:
@@ -177,6 +175,12 @@ class _Watch:
 
   def _state(self, run_id: str) -> ledger.RunState:
     return ledger.run_state(self._workdir, run_id)
+
+  def _asked_at(self, run_id: str) -> float:
+    """When it last was, by the plan; 0: it is planned no longer."""
+    rows = ledger.read_plan(self._workdir)["runs"]
+    return next((row["asked_at"] for row in rows if row["run_id"] == run_id),
+                0.0)
 
   def _written_at(self, run_id: str) -> float:
     """When its result was, by the file system's clock; 0: it is gone again."""
