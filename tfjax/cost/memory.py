@@ -138,7 +138,7 @@ def _check_divides(config: config_lib.ExperimentConfig, mesh: dict[str, int],
       if target and size % mesh[target]:
         raise config_lib.ConfigError(
             f"mesh.{target}", f"{mesh[target]} does not divide the {axis!r} "
-            f"dimension, {size}, of parameter {'/'.join(one.path)}")
+            f"dimension, {size}, of parameter {one.name}")
 
 
 # --- Generation --------------------------------------------------------------

@@ -54,8 +54,7 @@ class Step:
     for one in parametrization.parameters(self.model):
       cut = [PARAMETER_AXES[axis] for axis in one.axes
              if axis in PARAMETER_AXES]
-      name = "/".join(one.path)
-      if within not in name or (
+      if within not in one.name or (
           kernels and one.path[-1] != "kernel") or (
               scanned and "blocks" not in one.path):
         continue

@@ -127,6 +127,10 @@ class Parameter:
   shape: tuple[int, ...]
   axes: tuple[str, ...]
 
+  @property
+  def name(self) -> str:
+    return "/".join(self.path)
+
 
 @dataclasses.dataclass(frozen=True)
 class _Base:
@@ -325,7 +329,7 @@ def table(config: config_lib.ModelConfig) -> list[Row]:
     path, shape, axes = one.path, one.shape, one.axes
     head = "token_embedding" if config.tie_embedding else "untied_head"
     rows.append(Row(
-        "/".join(path), shape, axes, role(path),
+        one.name, shape, axes, role(path),
         init_std(config, path, shape[1 if axes[0] == "layers" else 0]),
         scales(config, path), _FORWARD.get(path[-2], lambda _: 1.0)(config),
         head_multiplier(config) if path[-2] == head else None))

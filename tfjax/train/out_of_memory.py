@@ -49,7 +49,7 @@ def explain(error: BaseException, config: config_lib.ExperimentConfig, *,
     text = f"what takes it is not known ({unknown!r})"
   if (members or 1) > 1:
     text = (f"{members} runs train in one step, and each takes its own; "
-            f"--config.sweep.ensemble=off trains them one by one. Of one "
+            "--config.sweep.ensemble=off trains them one by one. Of one "
             f"alone: {text}")
   return text
 
