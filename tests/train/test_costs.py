@@ -352,8 +352,9 @@ def test_the_phases_of_a_real_run_are_its_time(
   own = ends[0] - begin
   found = phases(record)
   wall = found.pop("wall")
-  assert wall == pytest.approx(own, rel=0.02)
-  assert sum(found.values()) == pytest.approx(own, rel=0.02)
+  # A busy machine may stop a process for a moment between two clocks.
+  assert wall == pytest.approx(own, rel=0.02, abs=0.2)
+  assert sum(found.values()) == pytest.approx(wall, rel=0.02, abs=0.2)
   assert all(value > 0 for name, value in found.items() if name != "lost")
   assert record.occupied_device_seconds == pytest.approx(wall)
 

@@ -146,15 +146,17 @@ def test_the_network_is_lost_on_the_way(
   config = make_config({"tracking.wandb": "online"})
   plain = train.run(make_config(), tmp_path / "plain")
 
+  lost_at = []
+
   def lose(row: dict[str, Any]) -> None:
     if row["step"] == 3 and row["kind"] == "train":
       end = time.monotonic() + 60
       while not stub.runs and time.monotonic() < end:
         time.sleep(0.1)
       stub.is_down = True
-  begin = time.perf_counter()
+      lost_at.append(time.perf_counter())
   record = train.run(config, tmp_path, on_row=lose)
-  assert time.perf_counter() - begin < 30
+  assert time.perf_counter() - lost_at[0] < 30
   assert record.loss == plain.loss and record.status == "complete"
   run_dir = tmp_path / record.run_id
   assert mirrored.wait(run_dir, 90)  # that it has been given up, and why

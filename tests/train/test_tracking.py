@@ -169,7 +169,7 @@ def test_what_goes_wrong_in_wandb_does_not_reach_the_run(
   use(fake_wandb.install(tmp_path / "path", where, how), monkeypatch)
   begin = time.perf_counter()
   record = train.run(make_config({"tracking.wandb": "online"}), tmp_path)
-  assert time.perf_counter() - begin < 10  # of minutes that it hangs
+  assert time.perf_counter() - begin < 60  # of the 300 that it hangs
   for name, value in vars(plain).items():
     if name not in VARYING and not name.endswith("_seconds"):
       assert getattr(record, name) == value, name
@@ -258,7 +258,7 @@ def test_the_mirrors_process_ends_when_wandb_hangs(
       input=json.dumps(dict(event="begin", run=str(tmp_path))) + "\n",
       text=True, cwd=ROOT, timeout=60, check=False,
       env={**os.environ, **given})
-  assert ended.returncode == 1 and time.perf_counter() - begin < 20
+  assert ended.returncode == 1 and time.perf_counter() - begin < 50
   assert "init" in fake_wandb.calls(tmp_path / "path")
 
 
@@ -271,7 +271,7 @@ def test_a_run_tells_its_mirror_without_waiting(
   for _ in range(2000):
     process.tell("begin", str(tmp_path))
   assert process.wait(str(tmp_path)) is None
-  assert time.perf_counter() - begin < 5
+  assert time.perf_counter() - begin < 20
   assert "its mirrors do not follow" in caplog.text
   process._process.kill()
 
@@ -281,11 +281,11 @@ def test_the_wait_at_the_ends_of_runs_is_a_share_of_their_time(
   use(fake_wandb.install(tmp_path / "path", "init", "hang"), monkeypatch)
   process = tracking._Process(tmp_path / "log")
   now = time.monotonic()
-  process._begun = now - 50  # seconds of training: half a second may be waited
-  for expected in (0.5, 0.0, 0.0):  # in all, not at each of many runs
+  process._begun = now - 200  # seconds of training: two may be waited
+  for expected in (2.0, 0.0, 0.0):  # in all, not at each of many runs
     begin = time.perf_counter()
     assert process.wait("another") is None
-    assert time.perf_counter() - begin == pytest.approx(expected, abs=0.3)
+    assert time.perf_counter() - begin == pytest.approx(expected, abs=0.9)
   process._process.kill()
 
 
