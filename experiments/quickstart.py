@@ -4,6 +4,11 @@
 Six decoders of 11k to 217k parameters, each trained on 262k to 4.2M bytes of
 State of the Union addresses. The runs with the most compute are left out of
 the fit and predicted.
+
+With a warmup-stable-decay schedule all numbers of bytes of one size share what
+they have in common (sweep.share_trunk): each size is trained once, and every
+shorter run of it branches off for its own decay. The same runs with
+--config.sweep.share_trunk=False train alone, for 1.8 times the compute.
 """
 
 from typing import Any, Callable, Sequence
@@ -16,7 +21,8 @@ from tfjax import sweep
 
 SIZES = ("6k", "14k", "25k", "55k", "98k", "197k")
 MOST_TOKENS = 2**22
-FRACTIONS = (1 / 16, 0.4**2, 0.4, 1)
+LEAST_FRACTION = 1 / 16
+BUDGETS = 6
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -33,11 +39,15 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.tokenizer.kind = "byte"
   config.duration.tokens = MOST_TOKENS
   config.optimizer.learning_rate = learning_rate(SIZES[0])
+  config.optimizer.schedule = "wsd"
+  config.optimizer.decay_fraction = 0.2
+  # Of the shortest run; the others of its size get as many steps.
   config.optimizer.warmup_fraction = 0.1
+  config.sweep.share_trunk = True
   config.train.batch_size = 8
   config.evaluation.tokens = 2**17
   config.evaluation.batch_size = 16
-  # 24 short runs: their own records and the report say it all.
+  # 36 short runs: their own records and the report say it all.
   config.tracking.wandb = "disabled"
   return config
 
@@ -52,11 +62,19 @@ def get_sweep(
     config: ml_collections.ConfigDict,
     sizes: Sequence[str] = SIZES,
     most_tokens: int = MOST_TOKENS,
+    budgets: int = BUDGETS,
     rate: Callable[[str], float] = learning_rate,
 ) -> list[dict[str, Any]]:
-  """Every size, at its learning rate, with every number of tokens."""
+  """Every size, at its learning rate, with `budgets` numbers of tokens, at
+  even ratios.
+
+  All but the most cost their decay alone: the more there are, the larger the
+  share of the compute that is saved. Six take 55% of what runs alone would,
+  four 69%.
+  """
   del config
   models = [{"model.size": size, "optimizer.learning_rate": rate(size)}
             for size in sizes]
-  tokens = [round(most_tokens * fraction) for fraction in FRACTIONS]
+  tokens = [round(most_tokens * LEAST_FRACTION ** (place / max(1, budgets - 1)))
+            for place in reversed(range(budgets))]
   return sweep.product(models, sweep.axis("duration.tokens", tokens))

@@ -42,9 +42,11 @@ def get_sweep(
     config: ml_collections.ConfigDict,
     sizes: Sequence[str] = SIZES,
     most_tokens: int = MOST_TOKENS,
+    budgets: int = quickstart.BUDGETS,
 ) -> list[dict[str, Any]]:
   """Every size with every number of tokens."""
-  return quickstart.get_sweep(config, sizes, most_tokens, learning_rate)
+  return quickstart.get_sweep(
+      config, sizes, most_tokens, budgets, learning_rate)
 
 
 def learning_rate(size: str) -> float:
