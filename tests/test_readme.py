@@ -21,16 +21,17 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # here nor below fails the test.
 SHRINK = {
     "scripts/quickstart.sh": [
-        "--sweep_arg=most_tokens=16384",
+        "--sweep_arg=most_tokens=16384", "--sweep_arg=budgets=4",
         "--sweep_arg=sizes=('3k', '6k', '14k')",
         "--config.evaluation.tokens=4096"],
     **dict.fromkeys(
         ("scripts/quickstart.sh masked", "scripts/quickstart.sh seq2seq"), [
-            "--sweep_arg=most_tokens=16384", "--sweep_arg=sizes=('3k', '6k')",
+            "--sweep_arg=most_tokens=16384", "--sweep_arg=budgets=4",
+            "--sweep_arg=sizes=('3k', '6k')",
             "--config.evaluation.tokens=4096"]),
     "scripts/test.sh": ["tests/test_layers_of_the_house.py", "-n", "0"],
     "scripts/sweep.py": [
-        "--sweep_arg=most_tokens=16384",
+        "--sweep_arg=most_tokens=16384", "--sweep_arg=budgets=4",
         "--sweep_arg=sizes=('3k', '6k', '14k')",
         "--config.evaluation.tokens=4096"],
     **dict.fromkeys((
@@ -43,7 +44,7 @@ SHRINK = {
     "scripts/plan.py --devices": ["--noadvice"],
     "scripts/plan.py --hardware": [],
     "scripts/plan.py": [
-        "--sweep_arg=most_tokens=16384",
+        "--sweep_arg=most_tokens=16384", "--sweep_arg=budgets=4",
         "--sweep_arg=sizes=('3k', '6k', '14k')",
         "--config.evaluation.tokens=4096"],
     "scripts/fit.py": ["--bootstrap=100"],

@@ -19,6 +19,7 @@ from tfjax.sweep import pace
 from tfjax.sweep import preview
 from tfjax.train import records
 
+EXPERIMENTS = pathlib.Path(__file__).resolve().parents[2] / "experiments"
 STEP_FLOPS = 4 * 32 * 49_248  # of "3k", as worked out in test_grids.py
 TAKEN = dict(status="complete", flops_total=10.0 * STEP_FLOPS, steps=10,
              device_seconds=4.0, device_count=2, wall_seconds=5.0)
@@ -111,6 +112,24 @@ def test_what_trunks_and_ensembles_share_is_said(
   text = text_of(found)
   assert "shared: 50.4M FLOPs of 504M, 10%" in text
   assert text.count("one step with 2 others") == 3
+
+
+@pytest.mark.parametrize("name", ["quickstart", "quickstart_masked",
+                                  "quickstart_seq2seq"])
+def test_a_quickstart_takes_at_most_60_percent_of_its_runs_alone(
+    name: str, tmp_path: pathlib.Path) -> None:
+  experiment = config_lib.module(EXPERIMENTS / f"{name}.py")
+  config = experiment.get_config()
+  specs = sweep.plan(config, experiment.get_sweep(config))
+  found = preview.look(specs, tmp_path)
+  steps = {spec.budget.steps for spec in specs}
+  # Budgets at even ratios from 1/16 to 1, of which a trunk has the last and
+  # every other its decay of 20%.
+  ratios = [16 ** -(place / 5) for place in range(6)]
+  share = (1 + 0.2 * sum(ratios[1:])) / sum(ratios)
+  assert min(steps) * 16 == max(steps) == 4096
+  assert found.flops_left / found.flops_total == pytest.approx(share, abs=2e-3)
+  assert share < 0.6
 
 
 def test_who_finds_no_checkpoint_of_its_trunk_is_alone(
