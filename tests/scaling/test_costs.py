@@ -182,11 +182,12 @@ class Known:
     return dict(zip(self.law.parameters, (1.0, 10.0, 10.0, 0.5, 0.5)))
 
 
-@pytest.fixture(name="rows", params=["alone", "branched"])
+@pytest.fixture(name="rows", params=["alone", "branched", "unknown"])
 def rows_fixture(request) -> pd.DataFrame:
   """A run of 4e6 parameters and 2.5e5 tokens, which cost 6.6e12 FLOPs (more
   than 6 N D), and one on the frontier. Of a branch that did half of its way
-  itself, for half of the cost, everything is the same."""
+  itself, for half of the cost, everything is the same; and where it is unknown
+  what its trunk took for the other half."""
   runs = pd.DataFrame({"run": ["large", "best"], "params": [4e6, 1e6],
                        "tokens": [2.5e5, 1e6], "flops": [6.6e12, 6e12],
                        "loss": [1.03, 1.02]})
@@ -194,10 +195,13 @@ def rows_fixture(request) -> pd.DataFrame:
       "run": ["other", "best", "large"], "device_hours": [9.0, 2.0, 1.0],
       "price_usd": [9.0, math.nan, 10.0], "energy_kwh": [9.0, 1.0, 2.0],
       "co2e_kg": [9.0, 0.5, 0.4], "hours": [9.0, 1.0, 1.0],
-      "flops": [math.nan, 6e12, 6.6e12], "shared": [0.0, 0.0, 0.0]})
-  if request.param == "branched":
+      "flops": [math.nan, 6e12, 6.6e12], "shared": [0.0, 0.0, 0.0],
+      "shared_device_hours": [0.0, 0.0, 0.0]})
+  if request.param != "alone":
     cost.loc[2, costs.QUANTITIES] /= 2
     cost.loc[2, "shared"] = 3.3e12
+    cost.loc[2, "shared_device_hours"] = (
+        0.5 if request.param == "branched" else math.nan)
   return costs.off_frontier(Known(), runs, cost)
 
 
@@ -339,7 +343,9 @@ def test_what_a_trunk_did_for_others_is_counted_once(
   assert made["device_hours"].sum() == 6.0  # what was paid for, no more
   whole = costs.alone(made)
   assert whole.loc["branch", "flops"] == 6 * unit
-  assert whole.loc["branch", "price_usd"] == 6.0  # 1 US$ a unit, its own rate
+  # Its own 2 hours, for 2 US$, and 3200 s of its trunk.
+  assert whole.loc["branch", "device_hours"] == 2 + 3200 / 3600
+  assert whole.loc["branch", "price_usd"] == 2 + 3200 / 3600
   assert whole.loc["trunk", "price_usd"] == 3.0
   assert whole.loc["failed", "price_usd"] == 3.0
   text = section(sweep, bootstrap=0)
@@ -390,7 +396,8 @@ def figure_runs() -> tuple[pd.DataFrame, pd.DataFrame]:
   return frame, pd.DataFrame({
       "run": list("dcbax"), "device_hours": [8.0, 4.0, 2.0, 1.0, 50.0],
       "price_usd": [math.nan, 12.0, 6.0, 0.0, 50.0], "energy_kwh": math.nan,
-      "co2e_kg": math.nan, "occupied": [True, True, True, False, True]})
+      "co2e_kg": math.nan, "occupied": [True, True, True, False, True],
+      "shared": 0.0})
 
 
 def test_the_figure_shows_what_is_known():

@@ -144,8 +144,10 @@ def test_loss_against_cost_is_readable(scale):
   hours = scale * (frame["params"] * frame["tokens"]) ** 0.6 / 1e10
   picture = plots.draw(frame.assign(flops=1e18), {}, None, spent=pd.DataFrame({
       "run": frame["run"], "device_hours": hours, "price_usd": 2 * hours,
-      "energy_kwh": hours, "co2e_kg": 0.1 * hours, "occupied": True}))["cost"]
+      "energy_kwh": hours, "co2e_kg": 0.1 * hours, "occupied": True,
+      "shared": [1e9] * 2 + [0.0] * (len(frame) - 2)}))["cost"]
   assert len(picture.figure.axes) == 3
+  assert "2 runs of them branched off another one's trunk" in picture.caption
   check_readable(picture)
 
 

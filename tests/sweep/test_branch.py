@@ -122,7 +122,14 @@ def test_what_is_shared_is_counted_once(base, tmp_path: pathlib.Path) -> None:
   copied = [row for row in metrics if row.get("shared")]
   assert {row["step"] for row in copied} == set(range(1, 13))
   assert all(row.get(name) is None for row in copied
-             for name in records.MEASURED)
+             for name in records.MEASURED if name != "shared_device_seconds")
+  # What the trunk had taken so far, and at the branch step in all.
+  trunk = records.read_metrics(tmp_path / specs[2].run_id / "metrics.jsonl")
+  shared = [row["shared_device_seconds"] for row in metrics]
+  assert shared[:len(copied)] == [
+      row["device_seconds"] for row in trunk if row["step"] <= 12]
+  (base,) = set(shared[len(copied):])
+  assert base == found[specs[1].run_id].shared_device_seconds > shared[0]
   seconds = [row["device_seconds"] for row in metrics if row not in copied]
   record = found[specs[1].run_id]
   # It has its own decay's time, not that of the steps before.

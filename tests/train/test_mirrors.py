@@ -52,6 +52,18 @@ def test_columns_of_a_row() -> None:
       "step": 3, "evaluation/loss": 2.0}
 
 
+def test_the_hours_of_a_branch_begin_with_its_trunks() -> None:
+  way = [dict(device_seconds=None, shared_device_seconds=1800.0, shared=True),
+         dict(device_seconds=900.0, shared_device_seconds=3600.0)]
+  assert [columns.of_row(dict(kind="train", step=1, **row))["device_hours"]
+          for row in way] == [0.5, 1.25]
+  assert columns.summary(dict(
+      occupied_device_seconds=1800.0, shared_device_seconds=3600.0,
+      loss=None)) == dict(occupied_device_seconds=1800.0,
+                          shared_device_seconds=3600.0, device_hours=1.5)
+  assert columns.summary(dict(loss=2.0)) == dict(loss=2.0)
+
+
 def test_who_a_run_is(tmp_path: pathlib.Path) -> None:
   write(tmp_path, [])
   (tmp_path / columns.NOTE).write_text(json.dumps(

@@ -91,13 +91,16 @@ def spent(frame: pd.DataFrame) -> pd.DataFrame:
     are paid for, from claim to result; else they are those inside training
     steps, which is all that the record holds. What a run shares with the trunk
     that it branched off is the trunk's alone; `shared` are the FLOPs of it, 0
-    of a run that trained alone.
+    of a run that trained alone, and `shared_device_hours` what they took there
+    (NaN where unknown, or where the run's own are not those paid for).
   """
   occupied = frame["occupied_device_seconds"]
   shared = frame["shared_flops"].fillna(0.0)
   return pd.DataFrame({
       "run": table.run_names(frame), "status": frame["status"],
       "flops": frame["flops_total"] - shared, "shared": shared,
+      "shared_device_hours":
+          frame["shared_device_seconds"].where(occupied.notna()) / _SECONDS,
       "hours": frame["wall_seconds"] / _SECONDS,
       "device_hours": occupied.fillna(frame["device_seconds"]) / _SECONDS,
       "price_usd": frame["price_usd"], "energy_kwh": frame["energy_kwh"],
@@ -107,12 +110,20 @@ def spent(frame: pd.DataFrame) -> pd.DataFrame:
 
 def alone(spent: pd.DataFrame) -> pd.DataFrame:
   """The same, with what each run would have cost alone: of one that shared a
-  trunk the whole way, at its own rate of FLOPs for everything else."""
-  whole = _over((spent["flops"] + spent["shared"]).to_numpy(),
-                spent["flops"].to_numpy())
-  scale = np.where(spent["shared"] > 0, whole, 1.0)
-  return spent.assign(**{name: spent[name] * scale for name in QUANTITIES},
-                      shared=0.0)
+  trunk the whole way.
+
+  Device-hours are its own and those of the trunk up to there; where these are
+  unknown, as many times its own as FLOPs are. Hours, money and energy are at
+  its own rate of device-hours. `shared` is left to tell which these are.
+  """
+  flops = spent["flops"] + spent["shared"]
+  hours = spent["device_hours"] + spent["shared_device_hours"]
+  by_flops = _over(flops.to_numpy(), spent["flops"].to_numpy())
+  by_hours = _over(hours.to_numpy(), spent["device_hours"].to_numpy())
+  scale = np.where(spent["shared"] > 0,
+                   np.where(np.isnan(by_hours), by_flops, by_hours), 1.0)
+  whole = {name: spent[name] * scale for name in QUANTITIES}
+  return spent.assign(**whole | dict(flops=flops))
 
 
 def read_forecast(workdir: str | os.PathLike[str]) -> Forecast | None:

@@ -92,7 +92,7 @@ SECTIONS: dict[str, tuple[Panel, ...]] = {
         Curves("Tokens a second", "tokens", "train/tokens_per_second",
                log=False),
         Bars("MFU", "mfu"), Bars("Goodput", "goodput"),
-        Points("Held-out loss by device-seconds", "occupied_device_seconds",
+        Points("Held-out loss by device-hours", "device_hours",
                "loss", f"config:{_SIZE}", minimum=True)),
     "Learning rate": (
         Points("Held-out loss by learning rate, coloured by parameters",

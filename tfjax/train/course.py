@@ -305,13 +305,19 @@ class Run:
       rate, own_rate = self.clock.rates_since_last()
       row.update(seconds=self.clock.seconds(), tokens_per_second=rate,
                  mfu=self.spent.mfu(own_rate, self.budget.flops_per_token),
-                 **self.spent.columns())
+                 **self._costs())
       self._write(row)
     return row
 
   def _write(self, row: dict[str, Any]) -> None:
     if self.rows is not None:
       self.rows.write(row)
+
+  def _costs(self) -> dict[str, float | None]:
+    """Of a row: by this run; of a branch, by its trunk before it too."""
+    return self.spent.columns() | {
+        name: value for name, value in self.origin.items()
+        if name == "shared_device_seconds"}
 
   def _position(self, step: int) -> dict[str, float]:
     tokens = step * self.budget.batch_tokens
@@ -330,7 +336,7 @@ class Run:
     self._write(dict(kind="evaluation", step=step, **self._position(step),
                      loss=result.loss, loss_stderr=result.loss_stderr,
                      bits_per_byte=result.bits_per_byte,
-                     **self.spent.columns()))
+                     **self._costs()))
     if math.isfinite(result.loss):
       return None
     return self.recovery.judge_parameters(

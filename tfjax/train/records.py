@@ -28,8 +28,8 @@ from tfjax.train.mirrors import columns
 FINISHED = ("complete", "diverged", "stopped")
 # Columns of metrics.jsonl that tell what training took, not what came of it:
 # all that two runs of one config differ in.
-MEASURED = ("seconds", "device_seconds", "tokens_per_second", "mfu",
-            "energy_kwh")
+MEASURED = ("seconds", "device_seconds", "shared_device_seconds",
+            "tokens_per_second", "mfu", "energy_kwh")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy",
             "grain", "tokenizers", "tfjax")
 
@@ -76,9 +76,9 @@ class RunRecord:
   and of occupied device-seconds `shared_device_seconds`, were spent before
   `branch_step` and are in `branched_from`'s record: all times, price, energy
   and CO2e here are its own alone. Its rows up to there are the trunk's, marked
-  `shared`, without what they took. A member of an ensemble has its share of
-  what all `ensemble_members` have spent, `wall_seconds` too, which are a part
-  of the ensemble's.
+  `shared`, and what they took is the `shared_device_seconds` of rows. A member
+  of an ensemble has its share of what all `ensemble_members` have spent,
+  `wall_seconds` too, which are a part of the ensemble's.
 
   Devices, processes, mesh, peak and hardware are those of the last part of a
   run that was interrupted. A run that failed has what it has spent.

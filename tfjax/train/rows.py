@@ -5,7 +5,8 @@ wandb and TensorBoard are fed from that file (`tfjax.train.tracking`).
 
 Of a row's columns, `seconds` is the time inside training steps so far,
 `device_seconds` all that the run has occupied devices for (lost time too),
-`energy_kwh` what it has drawn: measured, else by its hardware's power.
+`energy_kwh` what it has drawn: measured, else by its hardware's power;
+`shared_device_seconds` what its trunk had occupied before it branched off.
 `tokens_per_second` and `mfu` are of the time since the row before. Of a member
 of an ensemble all times and energy are its share of them, but its
 `tokens_per_second` are by the time on the wall. Unknown is null.

@@ -77,12 +77,13 @@ def origin(branch: Mapping[str, Any],
 def rows(run_dir: pathlib.Path, branch: Mapping[str, Any],
          rollbacks: list[dict[str, Any]]) -> list[dict[str, Any]]:
   """The trunk's rows up to the branch step, as this run has them: `shared`,
-  and without what they took, which is in the trunk's own."""
+  and what they took apart from what this run will."""
   path = run_dir.parent / branch["run_id"] / "metrics.jsonl"
   found = records.read_metrics(path) if path.exists() else []
   return [
       {name: None if name in records.MEASURED else value
-       for name, value in row.items()} | dict(shared=True)
+       for name, value in row.items()} | dict(
+           shared=True, shared_device_seconds=row.get("device_seconds"))
       for row in found if row["step"] <= branch["step"] or row in rollbacks]
 
 

@@ -23,7 +23,7 @@ def cost(frame: pd.DataFrame, spent: pd.DataFrame) -> canvas.Picture | None:
   Args:
     frame: run, params, tokens, loss.
     spent: what these and other runs have cost, or would have alone: run,
-      device_hours, price_usd, energy_kwh, co2e_kg, occupied.
+      device_hours, price_usd, energy_kwh, co2e_kg, occupied, shared.
 
   Returns:
     None where fewer than two runs know any of it.
@@ -85,6 +85,10 @@ def _caveats(paid: pd.DataFrame, names: list[str]) -> str:
     text += " Left out where it is unknown or none: " + wording.listed([
         f"the {_TITLES[name]} of {_runs(count)}"
         for name, count in left_out.items() if count]) + "."
+  branched = int((paid["shared"] > 0).sum())
+  if branched:
+    text += (f" {_runs(branched)} of them branched off another one's trunk, and "
+             "stand at what they would have cost alone.")
   inside = int((paid["device_hours"].notna()
                 & ~paid["occupied"].eq(True)).sum())
   if "device_hours" in names and inside:

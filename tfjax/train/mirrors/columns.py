@@ -13,6 +13,8 @@ from typing import Any, Mapping
 AXES = ("step", "tokens", "flops", "device_hours", "seconds", "energy_kwh")
 KINDS = ("train", "evaluation", "rollback")
 _SECONDS_AN_HOUR = 3600.0
+_SHARED = "shared_device_seconds"
+_OCCUPIED = ("device_seconds", _SHARED)
 # Numbers of the plan that a mirror's config holds beside the config's own:
 # what a chart groups by, from the first row on.
 _PARAMS = ("params_total", "params_embedding", "params_non_embedding",
@@ -49,12 +51,10 @@ def of_row(row: Mapping[str, Any]) -> dict[str, Any]:
   """
   result = {}
   for name, value in row.items():
-    if name == "kind" or value is None:
+    if name in ("kind", *_OCCUPIED) or value is None:
       continue
-    if name == "device_seconds":
-      name, value = "device_hours", value / _SECONDS_AN_HOUR
     result[name if name in AXES else f"{row['kind']}/{name}"] = value
-  return result
+  return result | _device_hours(row, _OCCUPIED)
 
 
 def identity(row: Mapping[str, Any]) -> str:
@@ -119,5 +119,13 @@ def read_result(run_dir: pathlib.Path) -> dict[str, Any] | None:
 
 
 def summary(result: Mapping[str, Any]) -> dict[str, Any]:
-  """result.json without what is unknown."""
-  return {name: value for name, value in result.items() if value is not None}
+  """result.json without what is unknown, and its end on the axis of hours."""
+  return {name: value for name, value in result.items() if value is not None
+          } | _device_hours(result, ("occupied_device_seconds", _SHARED))
+
+
+def _device_hours(found: Mapping[str, Any],
+                  names: tuple[str, ...]) -> dict[str, float]:
+  """Those of the whole way: a branch's curve begins where its trunk did."""
+  known = [found[name] for name in names if found.get(name) is not None]
+  return {"device_hours": sum(known) / _SECONDS_AN_HOUR} if known else {}
