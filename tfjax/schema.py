@@ -440,7 +440,8 @@ class SweepConfig:
   share_trunk: bool = field(
       False, "runs that differ in their duration alone share one trunk: the "
       "longest one; each shorter one branches off where its own decay begins "
-      "(optimizer.schedule=wsd)")
+      "(optimizer.schedule=wsd). A trunk has one warmup: optimizer."
+      "warmup_steps, or else the shortest run's")
   ensemble: str = field(
       "auto", "runs that differ in mere values (learning rate, seed, ...) "
       "train in one step; auto: where that is faster",
