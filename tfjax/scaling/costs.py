@@ -93,6 +93,8 @@ def spent(frame: pd.DataFrame) -> pd.DataFrame:
     that it branched off is the trunk's alone; `shared` are the FLOPs of it, 0
     of a run that trained alone, and `shared_device_hours` what they took there
     (NaN where unknown, or where the run's own are not those paid for).
+    `begin_device_hours` are those of its own start and compilation, 0 where
+    unknown.
   """
   occupied = frame["occupied_device_seconds"]
   shared = frame["shared_flops"].fillna(0.0)
@@ -101,6 +103,9 @@ def spent(frame: pd.DataFrame) -> pd.DataFrame:
       "flops": frame["flops_total"] - shared, "shared": shared,
       "shared_device_hours":
           frame["shared_device_seconds"].where(occupied.notna()) / _SECONDS,
+      "begin_device_hours": (
+          (frame["startup_seconds"] + frame["compile_seconds"])
+          * frame["device_count"]).fillna(0.0) / _SECONDS,
       "hours": frame["wall_seconds"] / _SECONDS,
       "device_hours": occupied.fillna(frame["device_seconds"]) / _SECONDS,
       "price_usd": frame["price_usd"], "energy_kwh": frame["energy_kwh"],
@@ -112,12 +117,14 @@ def alone(spent: pd.DataFrame) -> pd.DataFrame:
   """The same, with what each run would have cost alone: of one that shared a
   trunk the whole way.
 
-  Device-hours are its own and those of the trunk up to there; where these are
-  unknown, as many times its own as FLOPs are. Hours, money and energy are at
-  its own rate of device-hours. `shared` is left to tell which these are.
+  Device-hours are its own and those of the trunk up to there, with one start
+  and compilation, the trunk's; where the trunk's are unknown, as many times its
+  own as FLOPs are. Hours, money and energy are at its own rate of device-hours.
+  `shared` is left to tell which these are.
   """
   flops = spent["flops"] + spent["shared"]
-  hours = spent["device_hours"] + spent["shared_device_hours"]
+  hours = (spent["device_hours"] + spent["shared_device_hours"]
+           - spent["begin_device_hours"])
   by_flops = _over(flops.to_numpy(), spent["flops"].to_numpy())
   by_hours = _over(hours.to_numpy(), spent["device_hours"].to_numpy())
   scale = np.where(spent["shared"] > 0,

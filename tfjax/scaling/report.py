@@ -250,7 +250,12 @@ def _run_table(frame: pd.DataFrame) -> str:
         wording.count(row["tokens_per_second"]),
         wording.duration(row["device_seconds"]),
         row["config_hash"] or wording.UNKNOWN])
-  return page.heading("Runs") + page.table(
+  branched = (frame["shared_flops"].fillna(0.0) > 0).any()
+  note = page.paragraph(
+      "N, D and FLOPs are those of a run's whole way, its device time is its own: "
+      "without what it shares with the trunk that it branched off.",
+      "note") if branched else ""
+  return page.heading("Runs") + note + page.table(
       ["run", "status", "N", "D", "D / N", "FLOPs", "loss, nats / token",
        "bits / byte", "tokens / s", "device time", "config"], rows)
 

@@ -88,7 +88,8 @@ def _caveats(paid: pd.DataFrame, names: list[str]) -> str:
   branched = int((paid["shared"] > 0).sum())
   if branched:
     text += (f" {_runs(branched)} of them branched off another one's trunk, and "
-             "stand at what they would have cost alone.")
+             "stand at what they would have cost alone: their own and the "
+             "trunk's up to there, with its start and compilation.")
   inside = int((paid["device_hours"].notna()
                 & ~paid["occupied"].eq(True)).sum())
   if "device_hours" in names and inside:

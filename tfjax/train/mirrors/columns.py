@@ -10,6 +10,8 @@ import pathlib
 from typing import Any, Mapping
 
 # What a chart may be against. wandb's own step counts calls, and is no axis.
+# Of a branch, seconds and energy are its own alone, as its trunk's have no part
+# in what it was charged; the other axes begin where its trunk did.
 AXES = ("step", "tokens", "flops", "device_hours", "seconds", "energy_kwh")
 KINDS = ("train", "evaluation", "rollback")
 _SECONDS_AN_HOUR = 3600.0
