@@ -62,7 +62,9 @@ def _range_words(specs: Sequence[sweep.RunSpec]) -> str:
   peaks = sorted({spec.config.optimizer.learning_rate for spec in specs})
   text = ""
   if len(steps) > 1:
-    text += f"; the same shape over {steps[0]:,} steps and more"
+    same = specs[0].config.optimizer.warmup_steps is None
+    text += (f"; the same shape over {steps[0]:,} steps and more" if same else
+             f"; runs from {steps[0]:,} steps on have the same warmup")
   if len(peaks) > 1:
     text += f"; peaks from {peaks[0]:.3g} to {peaks[-1]:.3g}"
   return text

@@ -223,6 +223,11 @@ def sweep_of_runs(console: console_lib.Console,
   line(console, f"{total['runs']} runs, {forecast.workers} at a time, each "
        + machine_words(largest))
   cells(console, forecast)
+  whole = forecast.flops_whole
+  if total["flops"] < whole:
+    line(console, f"shared: {exponent(whole - total['flops'])} FLOPs of "
+         f"{exponent(whole)}, {1 - total['flops'] / whole:.0%}, are a trunk's "
+         f"and are spent once; {exponent(total['flops'])} are to be spent")
   flops(console, found)
   line(console, f"the most memory is that of {_label(forecast, largest)}")
   memory(console, largest)
@@ -239,16 +244,18 @@ def sweep_of_runs(console: console_lib.Console,
 
 def cells(console: console_lib.Console,
           forecast: forecast_lib.Forecast) -> None:
-  """A row a run: what it is and what it costs."""
+  """A row a run: what it is and what it costs. What branches share with their
+  trunks is in D and FLOPs of each, and in the time and costs of trunks alone."""
   total = forecast.total()
   names = ["run", "N", "embedding", "D", "D/N", "steps", "FLOPs", "memory",
            "time", "price", "kWh", "kg CO2e"]
-  footers = ["all", "", "", si(total["tokens"], ""), "", "",
-             exponent(total["flops"]), "", duration(forecast.seconds),
+  footers = ["all", "", "",
+             si(sum(spec.budget.tokens for spec in forecast.specs), ""), "", "",
+             exponent(forecast.flops_whole), "", duration(forecast.seconds),
              money(total["price_usd"]), quantity(total["energy_kwh"], ""),
              quantity(total["co2e_kg"], "")]
   labels = _labels(forecast)
-  rows = [_cell(labels[spec.run_id], one)
+  rows = [_cell(labels[spec.run_id], spec, one)
           for spec, one in zip(forecast.specs, forecast.estimates)]
   # What is unknown of every run takes no column.
   kept = [place for place in range(len(names))
@@ -277,8 +284,9 @@ def cells(console: console_lib.Console,
   console.print(part([0, *(place for place in kept if place >= costs)]))
 
 
-def _cell(label: str, one: estimates.Estimate) -> list[str]:
-  budget, spent = one.budget, one.footprint
+def _cell(label: str, spec: sweep.RunSpec,
+          one: estimates.Estimate) -> list[str]:
+  budget, spent = spec.budget, one.footprint
   costs = ["unknown"] * 3 if spent is None else [
       money(spent.price_usd), quantity(spent.energy_kwh, ""),
       quantity(spent.co2e_kg, "")]

@@ -198,12 +198,21 @@ def test_a_sweep_and_the_config_alone() -> None:
   done = plan(*arguments, "--workers=2", '--sweep_arg=sizes=["6k", "14k"]')
   assert done.returncode == 0, done.stderr
   result = strict(done.stdout)
-  assert result["total"]["runs"] == len(result["runs"]) == 8
+  assert result["total"]["runs"] == len(result["runs"]) == 12
   assert result["workers"] == 2
   seconds = [row["seconds"] for row in result["runs"]]
   assert sum(seconds) / 2 <= result["seconds"] < sum(seconds)
   # Sizes and costs are wider than a page together, and nothing is cut off.
-  assert done.stderr.count("8 size=14k") == 2 and "…" not in done.stderr
+  assert done.stderr.count("12 size=14k") == 2 and "…" not in done.stderr
+  # The shortest branch does the last fifth of its 256 steps itself.
+  branch, trunk = result["runs"][0], result["runs"][5]
+  assert (branch["steps"], branch["tokens"]) == (256, 2**18)
+  assert branch["flops"] == pytest.approx(
+      (branch["flops"] + branch["shared_flops"]) * 51 / 256)
+  assert (trunk["steps"], trunk["shared_flops"]) == (4096, 0)
+  assert result["total"]["flops"] == pytest.approx(
+      sum(row["flops"] for row in result["runs"]))
+  assert "45%, are a trunk's and are spent once" in done.stderr
   alone = plan(*arguments, "--run")
   assert strict(alone.stdout)["total"]["runs"] == 1
 

@@ -237,6 +237,31 @@ def test_who_is_ready_when(base, tmp_path: pathlib.Path) -> None:
     assert branch.is_ready(tmp_path / status, asked) == ready
 
 
+def test_who_comes_when_its_trunk_is_past_it_begins_alone(
+    base, tmp_path: pathlib.Path) -> None:
+  """The trunk was not asked for that checkpoint when it came there."""
+  short, long = specs = planned(base, [16, 24])
+  asked = branch.options(specs)[short.run_id]
+  saved = tmp_path / long.run_id / "checkpoints"
+  for step, ready in ((11, False), (13, True)):
+    (saved / str(step)).mkdir(parents=True)
+    assert branch.is_ready(tmp_path, asked) == ready
+    assert branch.is_alone(tmp_path, asked) == ready
+  (saved / "12").mkdir()
+  assert branch.is_ready(tmp_path, asked)
+  assert not branch.is_alone(tmp_path, asked)
+
+
+def test_warmup_in_steps_leaves_every_run_its_id(base) -> None:
+  """Together and alone they are the same runs."""
+  wsd = {"optimizer.warmup_steps": 2}
+  apart = planned(base, [16, 24], wsd | {"sweep.share_trunk": False})
+  together = planned(base, [16, 24], wsd)
+  assert [spec.run_id for spec in together] == [
+      spec.run_id for spec in apart]
+  assert len(branch.options(together)) == 2 and not branch.options(apart)
+
+
 def test_a_trunk_keeps_what_branches_need_until_all_have_ended(
     base, tmp_path: pathlib.Path) -> None:
   short, middle, long = specs = planned(

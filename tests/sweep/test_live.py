@@ -194,11 +194,18 @@ def test_a_trunk_is_counted_once(
   # The decay alone is the branch's own, a fifth of its steps.
   share = base.optimizer.decay_fraction * specs[0].budget.flops_total
   assert branch.flops_total == pytest.approx(share)
-  # The record of a failure does not know.
-  write_run(specs[0], "failed", 90)
+  # The record of a failure does not know, but its rows tell a branch's.
+  metrics = write_run(specs[0], "failed", 90) / watch_lib.METRICS
+  lines = metrics.read_text().splitlines()
+  metrics.write_text("\n".join([*lines[:-1], json.dumps(json.loads(
+      lines[-1]) | dict(shared_device_seconds=5.0))]) + "\n")
   watch.refresh()
   assert branch.flops_total == pytest.approx(share)
   assert branch.flops_done == pytest.approx(share / 2)
+  metrics.write_text("\n".join(lines) + "\n")
+  watch.refresh()
+  assert branch.flops_total == pytest.approx(specs[0].budget.flops_total)
+  assert branch.flops_done == pytest.approx(0.9 * branch.flops_total)
   # As if it could not branch off: its record says that it shares nothing.
   write_run(specs[0], "complete", 100)
   watch.refresh()

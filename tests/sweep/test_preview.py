@@ -157,6 +157,11 @@ def test_who_finds_no_checkpoint_of_its_trunk_is_alone(
   assert [cell.seconds for cell in found.cells] == pytest.approx([2, 20, 40])
   assert found.seconds(left=True) == pytest.approx(2 + 20)
   assert found.wall_seconds_left() == pytest.approx(2 + 20)
+  # By the pace of others: 3 s, and 0.2 s for each step of its own.
+  write_result(tmp_path, "other", **TAKEN)
+  found = preview.look(specs, tmp_path, workers=1)
+  assert [cell.seconds for cell in found.cells] == pytest.approx(
+      [3 + 2 * 0.2, 3 + 20 * 0.2, 3 + 40 * 0.2])
   # Their records say what has become of it.
   write_result(tmp_path, short.run_id, status="complete", shared_flops=None)
   write_result(tmp_path, middle.run_id, status="complete",
@@ -165,6 +170,7 @@ def test_who_finds_no_checkpoint_of_its_trunk_is_alone(
   assert [cell.shares for cell in found.cells] == [
       "alone", "off 3 at step 16", "trunk"]
   assert found.flops_shared == 16 * STEP_FLOPS and found.flops_left == 0
+  assert "alone:" not in text_of(found)  # none is left that will be
 
 
 def test_a_large_plan_is_shown_at_once(base: ml_collections.ConfigDict,

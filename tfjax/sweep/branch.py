@@ -12,7 +12,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from typing import Any, Mapping, Sequence
+from typing import Any, Collection, Mapping, Sequence
 
 from tfjax import config as config_lib
 from tfjax.sweep import ledger
@@ -27,7 +27,8 @@ def align(specs: Sequence[RunSpec]) -> list[RunSpec]:
   """The specs as they can share trunks: those of a group have the warmup of
   its shortest, in steps, as a trunk has one warmup.
 
-  Runs that share nothing, or are not asked to, stay as they are.
+  Runs that share nothing, or are not asked to, stay as they are, and so do
+  those with optimizer.warmup_steps.
 
   Raises:
     ConfigError: the runs of a group cannot share a trunk; it names the key.
@@ -68,11 +69,17 @@ def shared_flops(specs: Sequence[RunSpec]) -> dict[str, float]:
           for whole, own in zip(specs, own_parts(specs)) if own is not whole}
 
 
-def own_parts(specs: Sequence[RunSpec]) -> list[RunSpec]:
+def own_parts(specs: Sequence[RunSpec],
+              alone: Collection[str] = ()) -> list[RunSpec]:
   """The specs with the budgets of what each run does itself: of a branch, from
-  where it leaves its trunk. Sums over them count nothing twice."""
+  where it leaves its trunk. Sums over them count nothing twice.
+
+  Args:
+    alone: ids of runs that do all themselves, whatever was planned.
+  """
   steps = {run_id: given["branch"]["step"]
-           for run_id, given in options(specs).items() if "branch" in given}
+           for run_id, given in options(specs).items()
+           if "branch" in given and run_id not in alone}
   return [_after(spec, steps[spec.run_id]) if spec.run_id in steps else spec
           for spec in specs]
 
@@ -80,10 +87,10 @@ def own_parts(specs: Sequence[RunSpec]) -> list[RunSpec]:
 def is_ready(workdir: str | os.PathLike[str],
              given: Mapping[str, Any]) -> bool:
   """Whether a run with these options can begin: it has a checkpoint of its
-  trunk to begin with, or its trunk has ended and will leave none."""
+  trunk to begin with, or its trunk has ended or is past it, and leaves none."""
   if "branch" not in given:
     return True
-  if _has_left(workdir, given):
+  if _is_past(workdir, given) or _has_left(workdir, given):
     return True
   result = records.read_result(
       pathlib.Path(workdir) / given["branch"]["run_id"])
@@ -94,9 +101,11 @@ def is_ready(workdir: str | os.PathLike[str],
 def is_alone(workdir: str | os.PathLike[str],
              given: Mapping[str, Any]) -> bool:
   """Whether a run with these options that has yet to begin does all of its
-  steps itself: its trunk has ended for good, and left it no checkpoint."""
-  return ("branch" in given and ledger.is_finished(
-      pathlib.Path(workdir) / given["branch"]["run_id"])
+  steps itself: its trunk has ended for good or is past where it would branch
+  off (that was asked for later), and left it no checkpoint."""
+  return ("branch" in given and (
+      _is_past(workdir, given) or ledger.is_finished(
+          pathlib.Path(workdir) / given["branch"]["run_id"]))
           and not _has_left(workdir, given))
 
 
@@ -152,12 +161,13 @@ def _check(group: Sequence[RunSpec]) -> None:
     raise config_lib.ConfigError(
         "optimizer.schedule", f"is {config.optimizer.schedule}, but runs share "
         "a trunk (sweep.share_trunk) as long as their learning rates are the "
-        "same, which those of wsd alone are; set optimizer.schedule=wsd, or "
-        "sweep.share_trunk=False")
+        "same, which those of wsd alone are; set "
+        "--config.optimizer.schedule=wsd, or --config.sweep.share_trunk=False")
   if config.sweep.halving is not None:
     raise config_lib.ConfigError(
         "sweep.halving", "cannot be together with sweep.share_trunk: what was "
-        "stopped would be the trunk of others; unset one of the two")
+        "stopped would be the trunk of others; set "
+        "--config.sweep.share_trunk=False, or leave halving unset")
 
 
 def _schedule(spec: RunSpec) -> optimizers.Schedule:
@@ -195,6 +205,14 @@ def _after(spec: RunSpec, step: int) -> RunSpec:
       epochs=None if epochs is None else epochs * share,
       tokens_per_parameter=whole.tokens_per_parameter * share,
       flops=whole.flops * share))
+
+
+def _is_past(workdir: str | os.PathLike[str],
+             given: Mapping[str, Any]) -> bool:
+  """Whether the trunk has a later checkpoint, and goes on from there."""
+  trunk = pathlib.Path(workdir) / given["branch"]["run_id"]
+  return any(step > given["branch"]["step"]
+             for step in checkpoints.steps_in(trunk / "checkpoints"))
 
 
 def _has_left(workdir: str | os.PathLike[str],

@@ -14,6 +14,7 @@ from tfjax import config as config_lib
 from tfjax.sweep import ledger
 from tfjax.sweep import process as process_lib
 from tfjax.sweep.specs import RunSpec
+from tfjax.train import checkpoints
 from tfjax.train import claim
 from tfjax.train import records
 
@@ -84,5 +85,4 @@ def log_tail(run_dir: pathlib.Path) -> str | None:
 
 def newest_checkpoint(run_dir: pathlib.Path) -> int:
   """The step of the newest checkpoint of a run; 0: it has none."""
-  return max((int(path.name) for path in (run_dir / "checkpoints").glob("*")
-              if path.name.isdigit()), default=0)
+  return max(checkpoints.steps_in(run_dir / "checkpoints"), default=0)

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import pathlib
-from typing import Any, Sequence
+from typing import Any, Collection, Sequence
 
 import jax
 
@@ -59,6 +59,11 @@ class Forecast:
     found = {one.fits for one in self.estimates}
     return False if False in found else None if None in found else True
 
+  @property
+  def flops_whole(self) -> float:
+    """Of all runs, each as if it were alone."""
+    return sum(spec.budget.flops_total for spec in self.specs)
+
   def total(self) -> dict[str, Any]:
     """Sums over the runs; None: not known of some."""
     return dict(
@@ -89,19 +94,21 @@ class Forecast:
 
 
 def assumed(specs: Sequence[RunSpec], num_devices: int | None,
-            mfu: float | None, workers: int | None) -> Forecast:
+            mfu: float | None, workers: int | None,
+            alone: Collection[str] = ()) -> Forecast:
   """On the machine that config.cost.hardware names: hours from an MFU.
 
   Args:
     num_devices: of each run.
     workers: machines of so many devices, which share the runs; unset: one.
+    alone: as for `branch.own_parts`.
 
   Raises:
     ConfigError: as `tfjax.cost.estimate` does.
   """
   found = tuple(estimates.estimate(
       own.config, num_devices=num_devices, mfu=mfu, budget=own.budget)
-                for own in branch.own_parts(specs))
+                for own in branch.own_parts(specs, alone))
   workers = min(workers or 1, len(specs))
   seconds = [one.seconds for one in found]
   return Forecast(tuple(specs), found, workers, makespan(seconds, workers),
@@ -109,43 +116,54 @@ def assumed(specs: Sequence[RunSpec], num_devices: int | None,
 
 
 def here(specs: Sequence[RunSpec], workers: int | None,
-         calibration: calibrate.Calibration | None = None) -> Forecast:
+         calibration: calibrate.Calibration | None = None,
+         alone: Collection[str] = ()) -> Forecast:
   """On this machine.
 
   Args:
     workers: as for `tfjax.sweep.launch`.
     calibration: None: hours are not known.
+    alone: as for `branch.own_parts`.
   """
+  own = branch.own_parts(specs, alone)
   if calibration is None:
-    return _here(specs, workers, [None] * len(specs), "unknown: not timed")
-  seconds, total = calibrate.pack(branch.own_parts(specs), calibration)
+    return _here(specs, own, workers, [None] * len(specs), "unknown: not timed")
+  seconds, total = calibrate.pack(own, calibration)
   return dataclasses.replace(
-      _here(specs, workers, seconds, _basis(specs, calibration), calibration),
-      seconds=total)
+      _here(specs, own, workers, seconds, _basis(specs, calibration),
+            calibration), seconds=total)
 
 
 def at_once(specs: Sequence[RunSpec], workers: int | None,
-            workdir: str | os.PathLike[str]) -> Forecast:
+            workdir: str | os.PathLike[str],
+            alone: Collection[str] = ()) -> Forecast:
   """What is known without any timing, by the best of what there is.
 
   Where config.cost.hardware names another machine, as `assumed` has it. On
   this one hours are by the pace of the runs in `workdir`; else as `FILE` there
   has them of every run; else from the measured peak and an assumed MFU.
 
+  Args:
+    alone: as for `branch.own_parts`.
+
   Raises:
     ConfigError: as `tfjax.cost.estimate` does.
     RecordError: a result in `workdir` is damaged.
   """
   if is_elsewhere(specs[0].config.cost):
-    return assumed(specs, None, None, workers)
+    return assumed(specs, None, None, workers, alone)
+  own = branch.own_parts(specs, alone)
   if known := pace_lib.of(workdir):
-    return _here(specs, workers, [
-        known.seconds(own) for own in branch.own_parts(specs)], known.basis)
+    return _here(specs, own, workers, [known.seconds(one) for one in own],
+                 known.basis)
   kept = read(workdir)
   if kept and all(kept.get(spec.run_id) is not None for spec in specs):
-    return _here(specs, workers, [kept[spec.run_id] for spec in specs],
+    # Kept as planned; of what is alone after all there is as much more.
+    return _here(specs, own, workers, [
+        kept[one.run_id] * one.budget.flops_total / planned.budget.flops_total
+        for one, planned in zip(own, branch.own_parts(specs))],
                  f"as scripts/plan.py has them in {FILE}")
-  return _here(specs, workers, [None] * len(specs), "", assume=True)
+  return _here(specs, own, workers, [None] * len(specs), "", assume=True)
 
 
 def is_elsewhere(cost: config_lib.CostConfig) -> bool:
@@ -190,17 +208,17 @@ def _worker_cores(workers: int) -> int:
 # --- Details -----------------------------------------------------------------
 
 
-def _here(specs: Sequence[RunSpec], workers: int | None,
-          seconds: Sequence[float | None], basis: str,
+def _here(specs: Sequence[RunSpec], own: Sequence[RunSpec],
+          workers: int | None, seconds: Sequence[float | None], basis: str,
           calibration: calibrate.Calibration | None = None,
           assume: bool = False) -> Forecast:
   """Of these seconds; with `assume`, of those that an MFU gives."""
   count = calibrate.num_workers(specs, workers)
   found = []
-  for own, one in zip(branch.own_parts(specs), seconds):
-    machine, config = _machine_here(own.config, count, calibration)
+  for spec, one in zip(own, seconds):
+    machine, config = _machine_here(spec.config, count, calibration)
     found.append(estimates.estimate(
-        config, seconds=one, seconds_source=basis, budget=own.budget,
+        config, seconds=one, seconds_source=basis, budget=spec.budget,
         machine=dataclasses.replace(machine, is_assumed=assume)))
   seconds = [one.seconds for one in found]
   return Forecast(tuple(specs), tuple(found), count, makespan(seconds, count),
@@ -256,11 +274,13 @@ def _amount(one: estimates.Estimate, name: str) -> float | None:
 
 
 def _row(spec: RunSpec, one: estimates.Estimate) -> dict[str, Any]:
-  """A run as the file has it."""
+  """A run as the file has it: tokens and steps of its whole way, FLOPs and
+  what follows of its own part; `shared_flops` are those of its trunk."""
   return dict(
       run_id=spec.run_id, overrides=dict(spec.overrides),
-      params_total=one.budget.params_total, tokens=one.budget.tokens,
-      steps=one.budget.steps, flops=one.budget.flops_total,
+      params_total=spec.budget.params_total, tokens=spec.budget.tokens,
+      steps=spec.budget.steps, flops=one.budget.flops_total,
+      shared_flops=spec.budget.flops_total - one.budget.flops_total,
       seconds=one.seconds, device_seconds=one.device_seconds,
       **{name: _amount(one, name) for name in _AMOUNTS},
       estimate=one.to_dict())

@@ -119,24 +119,19 @@ def look(specs: Sequence[RunSpec], workdir: str | os.PathLike[str],
     ConfigError: as `tfjax.cost.estimate` does.
     RecordError: a result in `workdir` is damaged.
   """
-  forecast = (
-      forecast_lib.at_once(specs, workers, workdir)
-      if calibration is None else
-      forecast_lib.here(specs, workers, calibration))
   states = {spec.run_id: ledger.run_state(workdir, spec.run_id)
             for spec in specs}
-  planned = branch.shared_flops(specs)
-  shared = dict(planned)
-  words = _shares(specs, forecast.workers)
-  for run_id, flops in _settled_shares(specs, workdir, states).items():
-    shared[run_id] = flops
-    if not flops:
-      words[run_id] = _ALONE
+  settled = _settled_shares(specs, workdir, states)
+  alone = {run_id for run_id, flops in settled.items() if not flops}
+  forecast = (
+      forecast_lib.at_once(specs, workers, workdir, alone)
+      if calibration is None else
+      forecast_lib.here(specs, workers, calibration, alone))
+  shared = branch.shared_flops(specs) | settled
+  words = _shares(specs, forecast.workers) | dict.fromkeys(alone, _ALONE)
   cells = tuple(
       Cell(spec, states[spec.run_id], one.memory_bytes["total"], one.fits,
-           _seconds(spec, one.seconds, planned.get(spec.run_id, 0.0),
-                    shared.get(spec.run_id, 0.0)),
-           shared.get(spec.run_id, 0.0), words.get(spec.run_id, ""))
+           one.seconds, shared.get(spec.run_id, 0.0), words.get(spec.run_id, ""))
       for spec, one in zip(specs, forecast.estimates))
   machine = forecast.estimates[0].machine
   kind = (machine.hardware.label if machine.hardware else
@@ -170,16 +165,6 @@ def _settled_shares(
     elif not state.step and branch.is_alone(workdir, given):
       found[run_id] = 0.0
   return found
-
-
-def _seconds(spec: RunSpec, seconds: float | None, planned: float,
-             shared: float) -> float | None:
-  """Of a run of which a trunk spends `shared` FLOPs, from the seconds that it
-  takes where that is `planned`."""
-  if seconds is None or shared == planned:
-    return seconds
-  total = spec.budget.flops_total
-  return seconds * (total - shared) / (total - planned)
 
 
 def _shares(specs: Sequence[RunSpec], workers: int) -> dict[str, str]:
@@ -254,11 +239,12 @@ def _words(preview: Preview) -> list[str]:
         f"{si(preview.flops_total)}, "
         f"{preview.flops_shared / preview.flops_total:.0%}, are a trunk's and "
         "are spent once")
-  alone = sum(cell.shares == _ALONE for cell in preview.cells)
+  alone = sum(cell.shares == _ALONE and cell.left > 0 for cell in preview.cells)
   if alone:
     lines.append(
         f"alone: {alone} run{'s' * (alone > 1)} of those that could share a "
-        "trunk, as it had ended and left no checkpoint for them")
+        "trunk, which is past where they would branch off and has left no "
+        "checkpoint there")
   lines.append(
       f"left: {si(preview.flops_left)} FLOPs, {hours(preview.seconds(True))} "
       f"h of runs, {hours(preview.wall_seconds_left())} h with "

@@ -239,6 +239,8 @@ class Watch:
       # One that could not branch off has done all itself. (The record of a
       # failure knows nothing of it.)
       run.shared_flops = _number(state.result, "shared_flops") or 0.0
+    elif row and "shared_device_seconds" not in row:
+      run.shared_flops = 0.0  # no row of a branch is without
     flops = _number(state.result or {}, "flops_total")
     if flops is None:
       flops = _number(row, "flops") or 0.0
@@ -247,11 +249,18 @@ class Watch:
 
 def _shared_flops(workdir: pathlib.Path,
                   plan: Mapping[str, Any]) -> dict[str, float]:
-  """What branches leave to their trunks; read only where there are some."""
+  """What branches leave to their trunks, but those who find no checkpoint there;
+  read only where there are some."""
   configs = [plan["base"], *(row["config"] for row in plan["runs"])]
   if not any(config.get("sweep.share_trunk") for config in configs):
     return {}
-  return branch.shared_flops(ledger.read_specs(workdir))
+  specs = ledger.read_specs(workdir)
+  found = branch.shared_flops(specs)
+  for run_id, given in branch.options(specs).items():
+    if run_id in found and not (workdir / run_id / METRICS).exists() and (
+        branch.is_alone(workdir, given)):
+      found[run_id] = 0.0
+  return found
 
 
 def _stamp(path: pathlib.Path) -> tuple[int, int, int] | None:

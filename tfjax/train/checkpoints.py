@@ -179,7 +179,7 @@ class Checkpoints:
       time.sleep(_QUIET_SECONDS)
       if not self._unfinished():
         break
-    kept = _steps(self._directory)
+    kept = steps_in(self._directory)
     _LOG.error(
         "%s: the checkpoint of step %d could not be saved (%s); %s; training "
         "goes on, and the next save is tried afresh", self._directory, step,
@@ -221,11 +221,19 @@ def restore_of(checkpoint: pathlib.Path, abstract_state: Any,
   return _owned(state), dict(counters)
 
 
+def steps_in(directory: pathlib.Path) -> list[int]:
+  """Of all finished checkpoints in a directory, in order."""
+  if not directory.is_dir():
+    return []
+  return sorted(int(path.name) for path in directory.iterdir()
+                if path.name.isdigit())
+
+
 def delete(directory: pathlib.Path, config: config_lib.CheckpointConfig,
            steps: Collection[int]) -> list[pathlib.Path]:
   """Deletes checkpoints of these steps, but those that the config keeps, of a
   run at which nobody is; returns what it has deleted."""
-  every, there = config.keep_every_steps, _steps(directory)
+  every, there = config.keep_every_steps, steps_in(directory)
   gone = []
   for step in set(steps) & set(there[:-config.keep]):
     if every and step % every == 0:
@@ -320,14 +328,6 @@ def _owned(tree: Any) -> Any:
   return jax.tree.map(lambda x: x.copy(), tree)
 
 
-def _steps(directory: pathlib.Path) -> list[int]:
-  """Of all finished checkpoints, in order."""
-  if not directory.is_dir():
-    return []
-  return sorted(int(path.name) for path in directory.iterdir()
-                if path.name.isdigit())
-
-
 def newest_sound(directory: pathlib.Path,
                  set_aside: bool = False,
                  suspect: int | None = None) -> int | None:
@@ -338,7 +338,7 @@ def newest_sound(directory: pathlib.Path,
   """
   found = None
   if cluster.is_main():
-    steps = _steps(directory)
+    steps = steps_in(directory)
     for step in reversed(steps):
       damage = (["training cannot go on from it"] if step == suspect
                 else manifest.damage(directory / str(step)))
