@@ -95,15 +95,21 @@ class Killer(threading.Thread):
     done = 0
     while not self._closed.wait(self._seconds):
       before, done = done, completions(self._workdir)
-      at_work = sorted({
-          holder.pid for run_id in self._run_ids
-          if (holder := lease.holder(self._workdir / run_id)) is not None
-          and holder.pid != os.getpid()})
-      if done > before and at_work:
+      if done == before:
+        self.idle += 1
+        continue
+      # Runs are so short that there are moments without one.
+      while not (at_work := self._at_work()) and not self._closed.is_set():
+        time.sleep(0.01)
+      if at_work:
         os.kill(self._choose.choice(at_work), signal.SIGKILL)
         self.kills += 1
-      elif done == before:
-        self.idle += 1
+
+  def _at_work(self) -> list[int]:
+    return sorted({
+        holder.pid for run_id in self._run_ids
+        if (holder := lease.holder(self._workdir / run_id)) is not None
+        and holder.pid != os.getpid()})
 
 
 def completions(workdir: pathlib.Path) -> int:
