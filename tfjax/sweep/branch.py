@@ -88,9 +88,7 @@ def is_ready(workdir: str | os.PathLike[str],
              given: Mapping[str, Any]) -> bool:
   """Whether a run with these options can begin: it has a checkpoint of its
   trunk to begin with, or its trunk has ended or is past it, and leaves none."""
-  if "branch" not in given:
-    return True
-  if _is_past(workdir, given) or _has_left(workdir, given):
+  if "branch" not in given or _has_left(workdir, given) is not None:
     return True
   result = records.read_result(
       pathlib.Path(workdir) / given["branch"]["run_id"])
@@ -103,10 +101,11 @@ def is_alone(workdir: str | os.PathLike[str],
   """Whether a run with these options that has yet to begin does all of its
   steps itself: its trunk has ended for good or is past where it would branch
   off (that was asked for later), and left it no checkpoint."""
-  return ("branch" in given and (
-      _is_past(workdir, given) or ledger.is_finished(
-          pathlib.Path(workdir) / given["branch"]["run_id"]))
-          and not _has_left(workdir, given))
+  if "branch" not in given:
+    return False
+  has_left = _has_left(workdir, given)
+  return has_left is False or has_left is None and ledger.is_finished(
+      pathlib.Path(workdir) / given["branch"]["run_id"])
 
 
 def clean(workdir: str | os.PathLike[str],
@@ -207,15 +206,14 @@ def _after(spec: RunSpec, step: int) -> RunSpec:
       flops=whole.flops * share))
 
 
-def _is_past(workdir: str | os.PathLike[str],
-             given: Mapping[str, Any]) -> bool:
-  """Whether the trunk has a later checkpoint, and goes on from there."""
-  trunk = pathlib.Path(workdir) / given["branch"]["run_id"]
-  return any(step > given["branch"]["step"]
-             for step in checkpoints.steps_in(trunk / "checkpoints"))
-
-
 def _has_left(workdir: str | os.PathLike[str],
-              given: Mapping[str, Any]) -> bool:
-  trunk = pathlib.Path(workdir) / given["branch"]["run_id"]
-  return (trunk / "checkpoints" / str(given["branch"]["step"])).is_dir()
+              given: Mapping[str, Any]) -> bool | None:
+  """Whether the trunk has left its checkpoint of the branch step; None: by its
+  checkpoints, it has not come there."""
+  trunk, step = (pathlib.Path(workdir) / given["branch"]["run_id"],
+                 given["branch"]["step"])
+  # Looked up once: two looks at a file system over a network may disagree.
+  there = checkpoints.steps_in(trunk / "checkpoints")
+  if step in there:
+    return True
+  return False if max(there, default=0) > step else None
