@@ -130,6 +130,9 @@ def test_a_quickstart_takes_at_most_60_percent_of_its_runs_alone(
   assert min(steps) * 16 == max(steps) == 4096
   assert found.flops_left / found.flops_total == pytest.approx(share, abs=2e-3)
   assert share < 0.6
+  config.sweep.share_trunk = False  # and alone they are the same runs
+  assert [spec.run_id for spec in sweep.plan(
+      config, experiment.get_sweep(config))] == [spec.run_id for spec in specs]
 
 
 def test_who_finds_no_checkpoint_of_its_trunk_is_alone(
