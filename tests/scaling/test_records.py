@@ -147,6 +147,7 @@ def test_the_shape_of_the_model_comes_from_its_config(tmp_path, write_run):
   assert frame[["d_model", "num_layers", "learning_rate"]].values.tolist() == [
       [64, 3, 2e-3]]
   assert frame["d_model"].dtype == "float64"
+  assert frame["schedule"].tolist() == [None]
 
 
 def test_a_shape_that_is_not_known(tmp_path, write_run):
@@ -159,6 +160,7 @@ def test_a_shape_that_is_not_known(tmp_path, write_run):
     ('{"model": {"d_model": "64"}}', "'model.d_model' must be a number"),
     ('{"model": {"num_layers": true}}', "'model.num_layers' must be a number"),
     ('{"model": 3}', "'model' must be an object"),
+    ('{"optimizer": {"schedule": 1}}', "'optimizer.schedule' must be text"),
     ('{"model": ', "not valid JSON"), ("[]", "must be a JSON object")])
 def test_a_bad_config_names_its_file(tmp_path, write_run, text, problem):
   path = write_run(tmp_path / "run", 1000, 10000, 3.0) / "config.json"

@@ -459,6 +459,15 @@ def test_what_is_shared_is_a_convention():
   assert made.conventions["corpus"] is None
 
 
+def test_schedules_that_differ_are_told():
+  frame = made_up(schedule=["cosine"] * 3 + ["wsd"] * 4 + [None])
+  assert prepare(frame).conventions["notes"] == (
+      "runs of several learning-rate schedules are fitted as one, 3 of cosine "
+      "and 4 of wsd: give each a workdir of its own")
+  frame.loc[3:6, "loss"] = np.nan
+  assert "notes" not in prepare(frame).conventions
+
+
 def test_excluded_runs_do_not_make_a_mixture():
   frame = made_up(tokenizer=["bpe"] * 7 + ["byte"])
   frame.loc[7, "loss"] = np.nan

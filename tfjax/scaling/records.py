@@ -43,6 +43,7 @@ LEAST = {**{name: 0.0 for name in NUMBERS if name.endswith("_seconds")},
 CONFIGURED = {"d_model": ("model", "d_model"),
               "num_layers": ("model", "num_layers"),
               "learning_rate": ("optimizer", "learning_rate")}
+CONFIGURED_TEXTS = {"schedule": ("optimizer", "schedule")}
 REQUIRED = ("run_id", "status")
 STATUSES = ("complete", "diverged", "stopped", "failed", "interrupted")
 
@@ -61,10 +62,10 @@ def load(workdir: str | os.PathLike[str]) -> pd.DataFrame:
   """All runs below a directory that have a result, one row each.
 
   Returns:
-    The columns of `NUMBERS` and `CONFIGURED` (float64, NaN where unknown) and
-    `TEXTS` (None where unknown), `packages` (a dict), `directory`, and
-    whatever else the records hold; sorted by directory. Empty where there is
-    no result.
+    The columns of `NUMBERS` and `CONFIGURED` (float64, NaN where unknown),
+    `TEXTS` and `CONFIGURED_TEXTS` (None where unknown), `packages` (a dict),
+    `directory`, and whatever else the records hold; sorted by directory. Empty
+    where there is no result.
 
   Raises:
     FileNotFoundError: there is no such directory.
@@ -77,13 +78,11 @@ def load(workdir: str | os.PathLike[str]) -> pd.DataFrame:
   for name in (*NUMBERS, *CONFIGURED):
     frame[name] = pd.Series(
         [_number(row, name) for row in rows], dtype="float64")
-  for name in (*TEXTS, "packages", "directory"):
+  texts = (*TEXTS[4:], *CONFIGURED_TEXTS, "packages", "directory")
+  for name in (*TEXTS[:4], *texts):
     frame[name] = pd.Series([row.get(name) for row in rows], dtype="object")
-  others = [c for c in frame.columns
-            if c not in (*TEXTS, *NUMBERS, *CONFIGURED, "packages",
-                         "directory")]
-  return frame[[*TEXTS[:4], *NUMBERS, *CONFIGURED, *TEXTS[4:], "packages",
-                "directory", *others]]
+  known = [*TEXTS[:4], *NUMBERS, *CONFIGURED, *texts]
+  return frame[[*known, *(c for c in frame.columns if c not in known)]]
 
 
 def load_table(path: str | os.PathLike[str]) -> pd.DataFrame:
@@ -188,18 +187,22 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _read_config(path: pathlib.Path) -> dict[str, Any]:
-  """The columns of `CONFIGURED` that a run's config.json holds."""
+  """The columns of `CONFIGURED` and `CONFIGURED_TEXTS` that a run's config.json
+  holds."""
   config = read_json(path) if path.is_file() else {}
   found = {}
-  for name, (section, key) in CONFIGURED.items():
-    fields = config.get(section, {})
-    if not isinstance(fields, dict):
-      raise RecordError(path, f"{section!r} must be an object, not {fields!r}")
-    value = fields.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float | None):
-      raise RecordError(path, f"'{section}.{key}' must be a number or null, "
-                        f"not {value!r}")
-    found[name] = value
+  for places, kind, words in ((CONFIGURED, int | float | None, "a number"),
+                              (CONFIGURED_TEXTS, str | None, "text")):
+    for name, (section, key) in places.items():
+      fields = config.get(section, {})
+      if not isinstance(fields, dict):
+        raise RecordError(
+            path, f"{section!r} must be an object, not {fields!r}")
+      value = fields.get(key)
+      if isinstance(value, bool) or not isinstance(value, kind):
+        raise RecordError(path, f"'{section}.{key}' must be {words} or null, "
+                          f"not {value!r}")
+      found[name] = value
   return found
 
 

@@ -58,7 +58,8 @@ class Table:
   unrecorded; NaN without N and D), recorded_flops (NaN where unrecorded),
   weight (1 where unset) and group (the run where unset), sorted by flops.
   `conventions` says which column each axis is or how it is derived, what the
-  runs share, and, as notes, what was chosen among several.
+  runs share, and, as notes, what was chosen among several, and what runs that
+  are fitted together had better share too.
   """
 
   fitted: pd.DataFrame
@@ -123,7 +124,8 @@ def prepare(
   split = len(kept) - holdout
   if stderr is not None:
     kept["weight"] /= kept["weight"][:split].mean()
-  notes = {"notes": "; ".join(read.notes)} if read.notes else {}
+  said = [*read.notes, *_mixed(frame[reasons == ""])]
+  notes = {"notes": "; ".join(said)} if said else {}
   return Table(kept[:split], kept[split:].reset_index(drop=True), excluded,
                {**read.sources, **shared, **notes})
 
@@ -329,6 +331,19 @@ def _shared(frame: pd.DataFrame) -> dict[str, Any]:
           f"frame[frame[{name!r}] == {_plain(known)!r}]")
     shared[name] = _plain(kinds[0])
   return shared
+
+
+def _mixed(frame: pd.DataFrame) -> list[str]:
+  """That runs are of several schedules: each ends at a loss of its own, and so
+  does a law."""
+  if "schedule" not in frame:
+    return []
+  kinds = frame["schedule"].value_counts().sort_index()
+  if len(kinds) < 2:
+    return []
+  counts = " and ".join(f"{count} of {kind}" for kind, count in kinds.items())
+  return [f"runs of several learning-rate schedules are fitted as one, {counts}: "
+          "give each a workdir of its own"]
 
 
 def _count(kind: Any, runs: np.ndarray) -> str:
