@@ -20,7 +20,7 @@ def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def wait_for(text: str, caplog: pytest.LogCaptureFixture) -> None:
-  deadline = time.monotonic() + 20
+  deadline = time.monotonic() + 60
   while not any(text in line for line in messages(caplog)):
     assert time.monotonic() < deadline, messages(caplog)
     time.sleep(0.01)
