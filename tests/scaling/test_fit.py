@@ -7,7 +7,7 @@ import os
 import pathlib
 import subprocess
 import sys
-import time
+import textwrap
 
 import numpy as np
 import pandas as pd
@@ -130,16 +130,27 @@ def test_the_same_seed_gives_the_same_intervals(truth):
   assert first.intervals != third.intervals
 
 
-def test_twenty_runs_take_seconds(truth):
-  """scripts/bench_fit.py holds the time to its bar, where nothing else runs."""
-  scaling.fit(made_up(truth, noise=0.002), bootstrap=100)  # compiles
-  seconds = []
-  for noise in (0.003, 0.004, 0.005):
-    start = time.process_time()
-    scaling.fit(made_up(truth, noise=noise), bootstrap=1000)
-    seconds.append(time.process_time() - start)
-  # Here 2, of code that is compiled for tests; beside other tests 3.1.
-  assert min(seconds) < 6
+def test_twenty_runs_take_under_three_seconds(truth, tmp_path):
+  """As users have it compiled, 0.8 s; as tests have it compiled, 2."""
+  path = tmp_path / "runs.csv"
+  made_up(truth, noise=0.003).to_csv(path, index=False)
+  program = textwrap.dedent(f"""
+      import time
+      import pandas as pd
+      from tfjax import scaling
+      frame = pd.read_csv({str(path)!r})
+      scaling.fit(frame, bootstrap=100)  # compiles
+      start = time.process_time()
+      scaling.fit(frame, bootstrap=1000)
+      print(time.process_time() - start)
+      """)
+  ended = subprocess.run(
+      [sys.executable, "-c", program], cwd=_ROOT, capture_output=True,
+      text=True, timeout=180, check=False,
+      env={key: value for key, value in os.environ.items()
+           if key != "XLA_FLAGS"})
+  assert ended.returncode == 0, ended.stderr
+  assert float(ended.stdout) < 3
 
 
 # --- What the data do not determine -----------------------------------------

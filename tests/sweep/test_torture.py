@@ -142,7 +142,8 @@ def assert_right(workdir: pathlib.Path, specs: list[sweep.RunSpec],
   assert len({one[2] for one in found}) == len(specs)  # losses, of each its own
   done = collections.Counter((workdir / COMPLETIONS).read_text().split())
   # A process may be killed between its record and its word of it.
-  assert max(done.values()) == 1 and len(done) >= 0.9 * len(specs)
+  assert max(done.values()) == 1
+  assert len(done) >= min(0.95 * len(specs), len(specs) - 1)
   assert not any(lease.holder(workdir / spec.run_id) for spec in specs)
 
 

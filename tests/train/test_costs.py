@@ -348,13 +348,14 @@ def test_the_phases_of_a_real_run_are_its_time(
     write(*args)
   monkeypatch.setattr(records, "write_result", write_result)
   begin = time.perf_counter()
-  record = train.run(config, tmp_path)
+  # Mostly asleep: a moment that a busy machine takes between two clocks is
+  # small beside 2% of it.
+  record = train.run(config, tmp_path, on_row=lambda row: time.sleep(0.1))
   own = ends[0] - begin
   found = phases(record)
   wall = found.pop("wall")
-  # A busy machine may stop a process for a moment between two clocks.
-  assert wall == pytest.approx(own, rel=0.02, abs=0.2)
-  assert sum(found.values()) == pytest.approx(wall, rel=0.02, abs=0.2)
+  assert wall == pytest.approx(own, rel=0.02)
+  assert sum(found.values()) == pytest.approx(own, rel=0.02)
   assert all(value > 0 for name, value in found.items() if name != "lost")
   assert record.occupied_device_seconds == pytest.approx(wall)
 
