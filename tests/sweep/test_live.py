@@ -16,6 +16,7 @@ import ml_collections
 import numpy as np
 import pytest
 
+from tfjax import config as config_lib
 from tfjax import sweep
 from tfjax.sweep import ledger
 from tfjax.sweep import live
@@ -210,6 +211,20 @@ def test_a_trunk_is_counted_once(
   write_run(specs[0], "complete", 100)
   watch.refresh()
   assert branch.flops_done == branch.flops_total == pytest.approx(
+      specs[0].budget.flops_total)
+
+
+def test_who_will_find_no_checkpoint_of_its_trunk_has_all_to_do(
+    base: ml_collections.ConfigDict, tmp_path: pathlib.Path) -> None:
+  config_lib.override(base, {
+      "optimizer.schedule": "wsd", "sweep.share_trunk": True,
+      "data.max_epochs": 10.0})
+  specs = sweep.plan(base, sweep.axis("duration.steps", [100, 200]))
+  ledger.write_plan(tmp_path, "some", specs)
+  (tmp_path / specs[1].run_id / "checkpoints" / "150").mkdir(parents=True)
+  watch = watch_lib.Watch(tmp_path)
+  watch.refresh()
+  assert watch.runs[specs[0].run_id].flops_total == pytest.approx(
       specs[0].budget.flops_total)
 
 

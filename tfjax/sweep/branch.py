@@ -62,11 +62,13 @@ def options(specs: Sequence[RunSpec]) -> dict[str, dict[str, Any]]:
   return found
 
 
-def shared_flops(specs: Sequence[RunSpec]) -> dict[str, float]:
-  """By run_id, for branches alone: the FLOPs of their way that the trunk
-  spends for them."""
+def shared_flops(specs: Sequence[RunSpec],
+                 alone: Collection[str] = ()) -> dict[str, float]:
+  """By run_id, for branches only: the FLOPs of their way that the trunk spends
+  for them. `alone`: as for `own_parts`."""
   return {whole.run_id: whole.budget.flops_total - own.budget.flops_total
-          for whole, own in zip(specs, own_parts(specs)) if own is not whole}
+          for whole, own in zip(specs, own_parts(specs, alone))
+          if own is not whole}
 
 
 def own_parts(specs: Sequence[RunSpec],

@@ -127,11 +127,12 @@ def look(specs: Sequence[RunSpec], workdir: str | os.PathLike[str],
       forecast_lib.at_once(specs, workers, workdir, alone)
       if calibration is None else
       forecast_lib.here(specs, workers, calibration, alone))
-  shared = branch.shared_flops(specs) | settled
   words = _shares(specs, forecast.workers) | dict.fromkeys(alone, _ALONE)
   cells = tuple(
       Cell(spec, states[spec.run_id], one.memory_bytes["total"], one.fits,
-           one.seconds, shared.get(spec.run_id, 0.0), words.get(spec.run_id, ""))
+           one.seconds, settled.get(
+               spec.run_id, spec.budget.flops_total - one.budget.flops_total),
+           words.get(spec.run_id, ""))
       for spec, one in zip(specs, forecast.estimates))
   machine = forecast.estimates[0].machine
   kind = (machine.hardware.label if machine.hardware else

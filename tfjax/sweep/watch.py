@@ -255,12 +255,10 @@ def _shared_flops(workdir: pathlib.Path,
   if not any(config.get("sweep.share_trunk") for config in configs):
     return {}
   specs = ledger.read_specs(workdir)
-  found = branch.shared_flops(specs)
-  for run_id, given in branch.options(specs).items():
-    if run_id in found and not (workdir / run_id / METRICS).exists() and (
-        branch.is_alone(workdir, given)):
-      found[run_id] = 0.0
-  return found
+  return branch.shared_flops(specs, alone={
+      run_id for run_id, given in branch.options(specs).items()
+      if not (workdir / run_id / METRICS).exists()
+      and branch.is_alone(workdir, given)})
 
 
 def _stamp(path: pathlib.Path) -> tuple[int, int, int] | None:

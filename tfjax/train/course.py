@@ -315,9 +315,10 @@ class Run:
 
   def _costs(self) -> dict[str, float | None]:
     """Of a row: by this run; of a branch, by its trunk before it too."""
-    return self.spent.columns() | {
-        name: value for name, value in self.origin.items()
-        if name == "shared_device_seconds"}
+    columns = self.spent.columns()
+    if self.origin:
+      columns["shared_device_seconds"] = self.origin["shared_device_seconds"]
+    return columns
 
   def _position(self, step: int) -> dict[str, float]:
     tokens = step * self.budget.batch_tokens
